@@ -1,0 +1,6 @@
+//! What actors say to each other: one file per conversation.
+
+pub mod boot;
+pub mod guest;
+pub mod space;
+pub mod vcpu;

@@ -1,0 +1,231 @@
+//! Who may ask the pmap actor for what: map, unmap, protect, wire, hold, look.
+//!
+//! Every request that takes a translation away is answered only when its shootdown is
+//! complete: after the answer no vcpu can reach memory through what was removed.
+
+use tokio::sync::oneshot;
+
+use crate::contract::vcpu::Break;
+use crate::{Gpa, GpaRange, Protection};
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, SpaceError>>;
+
+/// Why the pmap will not do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpaceError {
+    /// A map entry is there already.
+    #[error("guest-physical {0} is mapped already")]
+    Occupied(GpaRange),
+    /// Part of the range has no map entry.
+    #[error("guest-physical {0} is not (wholly) mapped")]
+    NotMapped(GpaRange),
+    /// The guest has no memory there at all.
+    #[error("guest-physical {0} lies outside the guest's memory")]
+    OutsideMemory(GpaRange),
+    /// The map entry forbids it.
+    #[error("guest-physical {at} does not allow {wanted:?}")]
+    Forbidden {
+        /// Where.
+        at: Gpa,
+        /// What was wanted.
+        wanted: Protection,
+    },
+    /// Asked to unwire what is not wired, or to remove what is wired or held.
+    #[error("guest-physical {range} is {state}")]
+    WrongState {
+        /// Where.
+        range: GpaRange,
+        /// "wired", "not wired", "held".
+        state: &'static str,
+    },
+    /// The host refused.
+    #[error("the host refused to {what}: {why}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The operating system's reason.
+        why: String,
+    },
+    /// The pmap actor is gone or does not answer.
+    #[error("the pmap actor {0}")]
+    Dead(&'static str),
+}
+
+/// What the pmap actor answers.
+#[derive(Debug)]
+pub enum SpaceRequest {
+    /// "There is anonymous memory here from now on." Answered at once; pages come with
+    /// the first touch.
+    Map {
+        /// Where; inside the guest's memory, not mapped.
+        range: GpaRange,
+        /// What the guest may do with it.
+        protection: Protection,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "Forget this memory and what it held." The frames are free when answered.
+    Unmap {
+        /// Where; wholly mapped.
+        range: GpaRange,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "Forget the translations, keep the contents": the pmap is a cache of the map.
+    Forget {
+        /// Where; wholly mapped.
+        range: GpaRange,
+        /// Answer: how many translations there were.
+        reply: Reply<u64>,
+    },
+    /// "From now on only this is allowed."
+    Protect {
+        /// Where; wholly mapped.
+        range: GpaRange,
+        /// What remains allowed, or is allowed again.
+        protection: Protection,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "Make it resident and never take it away" (`-S`, passthru).
+    Wire {
+        /// Where; wholly mapped.
+        range: GpaRange,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "It may be taken away again."
+    Unwire {
+        /// Where; wholly wired.
+        range: GpaRange,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "Keep the pages of these ranges where they are until I release them."
+    Hold {
+        /// Where; each wholly mapped.
+        ranges: Vec<GpaRange>,
+        /// What the holder will do.
+        access: Protection,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "I am done with these." The pages enter the guest's tables in bulk if `install`.
+    Release {
+        /// As they were held.
+        ranges: Vec<GpaRange>,
+        /// Put what is resident of them into the guest's tables now.
+        install: bool,
+    },
+    /// "What do the tables say about this address?" FreeBSD's `pmap_get_mapping`.
+    Mapping {
+        /// Where.
+        at: Gpa,
+        /// Answer: the raw entries from the root down; 1 to 4 of them.
+        reply: Reply<Vec<u64>>,
+    },
+    /// "Bump the generation and wait for every vcpu, but take nothing away."
+    Raise {
+        /// Answer: what it cost.
+        reply: Reply<RaiseTimes>,
+    },
+    /// "What have you counted?"
+    Count {
+        /// Answer.
+        reply: oneshot::Sender<SpaceTally>,
+    },
+    /// For tests of the supervision.
+    Break(Break),
+    /// "Close the fault channel and end."
+    Retire,
+}
+
+/// What one generation-only shootdown cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RaiseTimes {
+    /// From the raise to the last acknowledgement.
+    pub completion_ns: u64,
+    /// How many vcpus were in the guest and knocked on.
+    pub knocked: u32,
+}
+
+/// What the pmap counted over its life. Histograms are summarised in [`Quantiles`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SpaceTally {
+    /// Nested faults served, by what was done.
+    pub faults: FaultTally,
+    /// From the fault's event to the ioctl that ended it.
+    pub fault_service: Quantiles,
+    /// Time spent serving faults, all together.
+    pub fault_service_total_ns: u64,
+    /// Leaves in the tables now.
+    pub resident_leaves: u64,
+    /// Bytes of guest memory the host holds now (the memfd's blocks).
+    pub resident_bytes: u64,
+    /// 4 KiB pages wired now.
+    pub wired_pages: u64,
+    /// Pages under a hold now.
+    pub held_pages: u64,
+    /// Table pages in use now, the root included.
+    pub table_pages: u64,
+    /// The generation: invalidations so far.
+    pub generation: u64,
+    /// Shootdowns.
+    pub shootdowns: ShootdownTally,
+}
+
+/// Nested faults by what was done about them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct FaultTally {
+    /// All of them.
+    pub total: u64,
+    /// A fresh page of zeroes.
+    pub zero_filled: u64,
+    /// The page was in its object already; only the translation was missing.
+    pub mapped_existing: u64,
+    /// Somebody had resolved it already: the vcpu was woken.
+    pub already_there: u64,
+    /// A write to a page that is writable again.
+    pub write_unprotected: u64,
+    /// An access that cannot be allowed: a hole or a write to read-only memory.
+    pub refused: u64,
+    /// 4 KiB pages entered beyond the touched ones, by fault-around.
+    pub pages_around: u64,
+    /// Of `total`: the vcpu is known.
+    pub vcpu_known: u64,
+    /// Of `total`: a kernel worker took the fault, so the vcpu is not known.
+    pub vcpu_unknown: u64,
+}
+
+/// Shootdowns and what they cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ShootdownTally {
+    /// Invalidations raised.
+    pub raised: u64,
+    /// Signals sent to vcpus that were in the guest.
+    pub knocks: u64,
+    /// From raise to last acknowledgement.
+    pub latency: Quantiles,
+    /// The host kernel's half: changing the host mapping, which flushes its own tables.
+    pub kernel_half: Quantiles,
+}
+
+/// A histogram in a few numbers, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Quantiles {
+    /// Samples.
+    pub count: u64,
+    /// Smallest.
+    pub min_ns: u64,
+    /// Median.
+    pub p50_ns: u64,
+    /// 90 %.
+    pub p90_ns: u64,
+    /// 99 %.
+    pub p99_ns: u64,
+    /// 99.9 %.
+    pub p999_ns: u64,
+    /// Largest.
+    pub max_ns: u64,
+}

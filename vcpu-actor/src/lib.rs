@@ -1,0 +1,1 @@
+//! vcpu-actor
