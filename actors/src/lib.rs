@@ -13,7 +13,8 @@
 //!
 //! Reading order: [`addr`] (numbers), [`contract`] (sentences), [`device`] (what a
 //! device is), [`pulse`] and [`threads`] (how an actor shows it is alive and how its
-//! death is noticed), [`doorbell`] (how a sleeping thread is woken).
+//! death is noticed), [`doorbell`] (how a sleeping thread is woken). [`platform`] says where
+//! the fixed devices live.
 
 pub mod addr;
 pub mod contract;
@@ -21,6 +22,7 @@ pub mod device;
 pub mod doorbell;
 pub mod id;
 pub mod layout;
+pub mod platform;
 pub mod pulse;
 pub mod threads;
 
