@@ -17,6 +17,7 @@
 //! the fixed devices live.
 
 pub mod addr;
+pub mod ask;
 pub mod contract;
 pub mod device;
 pub mod doorbell;

@@ -1,1 +1,17 @@
-//! pmap-actor
+//! A guest's physical memory, as two maps.
+//!
+//! The **map** ([`map::VmMap`]) says what *should* be where: this range is memory, with
+//! these rights. The **tables** ([`ept::tables::Tables`]) say what *is* there right now, in
+//! the format a processor walks. The tables are a cache of the map: they may forget
+//! anything at any time, because the next touch faults and asks again. Together they are
+//! the [`vmspace`], and the host mapping that KVM follows is kept in step by the [`mirror`].
+//!
+//! Reading order: `map.rs` (what should be) → `ept/` (bits and tables) → `vmspace.rs` (the
+//! operations) → `mirror.rs` and `host/` (what the host is told).
+
+pub mod ept;
+pub mod host;
+pub mod map;
+pub mod mirror;
+mod pages;
+pub mod vmspace;

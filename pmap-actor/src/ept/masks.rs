@@ -1,0 +1,319 @@
+//! Which bit means what, by the pmap's type and flags.
+//!
+//! FreeBSD computes these on entry to each pmap function (`pmap_valid_bit`,
+//! `pmap_rw_bit`, `pmap_accessed_bit`, `pmap_modified_bit`, `pmap_cache_bits` in
+//! `sys/amd64/amd64/pmap.c`); here they are computed once per pmap and then only read.
+//!
+//! ```text
+//!   logical     PtX86     PtEpt, hardware A/D   PtEpt, emulated A/D
+//!   valid       bit 0     bit 0 (R)             bit 52 (ignored by hardware)
+//!   writable    bit 1     bit 1 (W)             bit 53 (ignored by hardware)
+//!   accessed    bit 5     bit 8                 bit 0 (R)
+//!   modified    bit 6     bit 9                 bit 1 (W)
+//!   global      bit 8     none                  none
+//!   executable  not bit 63  bit 2 (X)           bit 2 (X)
+//!   superpage   bit 7     bit 7                 bit 7
+//!   cache       3, 4, (7) 3..5 type, 6 IPAT     3..5 type, 6 IPAT
+//!   managed     bit 10, software                 bit 10, software
+//!   wired       bit 11, software (bit 9, its older place, is EPT's dirty bit)
+//! ```
+//!
+//! The emulated layout reads: validity and writability are software's, and the hardware
+//! permissions *are* the accessed and modified bits. A page nobody touched since the last
+//! harvest is not readable, so the next access traps and sets accessed; a clean one is not
+//! writable, so the next store traps and sets modified.
+
+use actors::Protection;
+
+/// The frame field of an entry.
+pub const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
+
+/// EPT memory type of ordinary memory (Intel SDM vol. 3, "EPT memory types"): the same
+/// number as FreeBSD's `PAT_WRITE_BACK`.
+const WRITE_BACK: u64 = 6;
+
+/// Who walks these tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PmapType {
+    /// An ordinary process's tables.
+    PtX86,
+    /// Nested tables in Intel's EPT format.
+    PtEpt,
+}
+
+bitflags::bitflags! {
+    /// What the walker of a `PtEpt` pmap supports. FreeBSD's `pm_flags`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct PmapFlags: u32 {
+        /// 2 MiB leaves are allowed (`PMAP_PDE_SUPERPAGE`).
+        const SUPERPAGES = 1 << 8;
+        /// The walker does not set accessed and dirty bits (`PMAP_EMULATE_AD_BITS`).
+        const EMULATE_AD_BITS = 1 << 9;
+        /// Executable and unreadable is legal (`PMAP_SUPPORTS_EXEC_ONLY`).
+        const EXECUTE_ONLY = 1 << 10;
+    }
+}
+
+/// The bits of one pmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masks {
+    /// The entry leads somewhere.
+    pub valid: u64,
+    /// Stores are allowed.
+    pub writable: u64,
+    /// Somebody used it since this was last cleared.
+    pub accessed: u64,
+    /// Somebody stored to it since this was last cleared.
+    pub modified: u64,
+    /// Survives an address-space switch; nested tables have no such thing.
+    pub global: u64,
+    /// Set when instructions may be fetched (EPT), or clear (x86: bit 63 forbids).
+    pub executable: u64,
+    /// Set when instructions may *not* be fetched; 0 where there is no such bit.
+    pub no_execute: u64,
+    /// User mode may use it; nested walks have no modes.
+    pub user: u64,
+    /// A leaf above the last level.
+    pub superpage: u64,
+    /// In the reverse map (software).
+    pub managed: u64,
+    /// Pinned by policy (software).
+    pub wired: u64,
+    /// All bits of the memory type.
+    pub cache_mask: u64,
+    /// The memory type of ordinary memory.
+    pub write_back: u64,
+}
+
+impl Masks {
+    /// The bits of a pmap of this type with these flags.
+    #[must_use]
+    pub fn of(kind: PmapType, flags: PmapFlags) -> Self {
+        let software = |mask: Self| Self {
+            superpage: 1 << 7,
+            managed: 1 << 10,
+            wired: 1 << 11,
+            ..mask
+        };
+        let none = Self {
+            valid: 0,
+            writable: 0,
+            accessed: 0,
+            modified: 0,
+            global: 0,
+            executable: 0,
+            no_execute: 0,
+            user: 0,
+            superpage: 0,
+            managed: 0,
+            wired: 0,
+            cache_mask: 0,
+            write_back: 0,
+        };
+        software(match kind {
+            PmapType::PtX86 => Self {
+                valid: 1 << 0,
+                writable: 1 << 1,
+                user: 1 << 2,
+                accessed: 1 << 5,
+                modified: 1 << 6,
+                global: 1 << 8,
+                no_execute: 1 << 63,
+                cache_mask: 0b11 << 3,
+                ..none
+            },
+            PmapType::PtEpt => {
+                let emulated = flags.contains(PmapFlags::EMULATE_AD_BITS);
+                let pick =
+                    |emulate: u32, hardware: u32| 1 << if emulated { emulate } else { hardware };
+                Self {
+                    valid: pick(52, 0),
+                    writable: pick(53, 1),
+                    accessed: pick(0, 8),
+                    modified: pick(1, 9),
+                    executable: 1 << 2,
+                    cache_mask: 0b1111 << 3,
+                    // The guest's own PAT and MTRRs may not weaken the choice: IPAT always.
+                    write_back: WRITE_BACK << 3 | 1 << 6,
+                    ..none
+                }
+            }
+        })
+    }
+
+    /// A last-level entry for a page the guest has: accessed, and modified where it may be
+    /// written, because nothing harvests these bits yet and a trap would have no reader.
+    #[must_use]
+    pub fn leaf(&self, frame: u64, protection: Protection) -> u64 {
+        debug_assert_eq!(
+            frame & !FRAME_MASK,
+            0,
+            "a frame is page-aligned and has at most 52 bits"
+        );
+        frame
+            | self.valid
+            | self.accessed
+            | self.user
+            | self.managed
+            | self.write_back
+            | self.permissions(protection)
+    }
+
+    /// The bits that a change of protection changes.
+    #[must_use]
+    pub fn permissions(&self, protection: Protection) -> u64 {
+        // Modified without writable is a bug (FreeBSD's pmap_enter asserts it).
+        let write = if protection.contains(Protection::WRITE) {
+            self.writable | self.modified
+        } else {
+            0
+        };
+        let execute = if protection.contains(Protection::EXECUTE) {
+            self.executable
+        } else {
+            self.no_execute
+        };
+        write | execute
+    }
+
+    /// All bits that [`Masks::permissions`] may set.
+    #[must_use]
+    pub fn permission_mask(&self) -> u64 {
+        self.writable | self.modified | self.executable | self.no_execute
+    }
+
+    /// An entry that leads to the table at `frame`: everything is allowed, the leaves decide.
+    #[must_use]
+    pub fn table(&self, frame: u64) -> u64 {
+        frame
+            | self.valid
+            | self.writable
+            | self.accessed
+            | self.modified
+            | self.user
+            | self.executable
+    }
+
+    /// Whether hardware that reads `entry` as EPT would report a misconfiguration
+    /// (Intel SDM vol. 3, "EPT misconfigurations"): writable but unreadable, executable
+    /// but unreadable without support for it, or a reserved memory type in a leaf.
+    #[must_use]
+    pub fn is_misconfigured(entry: u64, is_leaf: bool, flags: PmapFlags) -> bool {
+        let (read, write, execute) = (entry & 1 != 0, entry & 2 != 0, entry & 4 != 0);
+        let memory_type = entry >> 3 & 7;
+        let present = read || write || execute;
+        (write && !read)
+            || (execute && !read && !write && !flags.contains(PmapFlags::EXECUTE_ONLY))
+            || (present && is_leaf && matches!(memory_type, 2 | 3 | 7))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RWX: Protection = Protection::all();
+
+    fn ept(flags: PmapFlags) -> Masks {
+        Masks::of(PmapType::PtEpt, flags)
+    }
+
+    /// The leaf values of FreeBSD's two layouts: managed, write-back, frame omitted.
+    #[test]
+    fn leaves_have_freebsds_bits_in_both_layouts() {
+        let read_execute = RWX - Protection::WRITE;
+        let hardware = ept(PmapFlags::SUPERPAGES);
+        assert_eq!(hardware.leaf(0, RWX), 0x777);
+        assert_eq!(hardware.leaf(0, read_execute), 0x575);
+        let emulated = ept(PmapFlags::EMULATE_AD_BITS);
+        assert_eq!(emulated.leaf(0, RWX), 0x0030_0000_0000_0477);
+        assert_eq!(emulated.leaf(0, read_execute), 0x0010_0000_0000_0475);
+        assert_eq!(
+            emulated.leaf(0, RWX) | emulated.wired,
+            0x0030_0000_0000_0c77
+        );
+    }
+
+    #[test]
+    fn tables_have_freebsds_bits_in_both_layouts() {
+        assert_eq!(ept(PmapFlags::empty()).table(0x5000), 0x5307);
+        assert_eq!(
+            ept(PmapFlags::EMULATE_AD_BITS).table(0x5000),
+            0x0030_0000_0000_5007
+        );
+        assert_eq!(
+            Masks::of(PmapType::PtX86, PmapFlags::empty()).table(0x5000),
+            0x5067
+        );
+    }
+
+    #[test]
+    fn a_page_without_execute_really_is_not_executable() {
+        for flags in [PmapFlags::empty(), PmapFlags::EMULATE_AD_BITS] {
+            assert_eq!(ept(flags).leaf(0, RWX - Protection::EXECUTE) & 4, 0);
+        }
+        let x86 = Masks::of(PmapType::PtX86, PmapFlags::empty());
+        assert_eq!(x86.leaf(0, RWX - Protection::EXECUTE) >> 63, 1);
+        assert_eq!(x86.leaf(0, RWX) >> 63, 0);
+    }
+
+    #[test]
+    fn no_two_meanings_share_a_bit_and_none_lies_in_the_frame() {
+        for kind in [PmapType::PtX86, PmapType::PtEpt] {
+            for bits in 0..8 {
+                let m = Masks::of(kind, PmapFlags::from_bits_retain(bits << 8));
+                let all = [
+                    m.valid,
+                    m.writable,
+                    m.accessed,
+                    m.modified,
+                    m.global,
+                    m.executable,
+                    m.no_execute,
+                    m.user,
+                    m.superpage,
+                    m.managed,
+                    m.wired,
+                    m.cache_mask,
+                    FRAME_MASK,
+                ];
+                let mut seen = 0;
+                for bit in all {
+                    assert_eq!(seen & bit, 0, "{kind:?} {bits}: {bit:#x}");
+                    seen |= bit;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_we_write_is_a_misconfiguration() {
+        for bits in 0..8 {
+            let flags = PmapFlags::from_bits_retain(bits << 8);
+            let masks = ept(flags);
+            for protection in (1..8)
+                .map(Protection::from_bits_retain)
+                .filter(|p| p.contains(Protection::READ))
+            {
+                let leaf = masks.leaf(0x7000, protection);
+                assert!(!Masks::is_misconfigured(leaf, true, flags), "{leaf:#x}");
+            }
+            assert!(!Masks::is_misconfigured(masks.table(0x7000), false, flags));
+        }
+    }
+
+    #[test]
+    fn hardwares_illegal_combinations_are_recognised() {
+        let none = PmapFlags::empty();
+        assert!(Masks::is_misconfigured(0b010, true, none));
+        assert!(Masks::is_misconfigured(0b110, true, none));
+        assert!(Masks::is_misconfigured(0b100, true, none));
+        assert!(!Masks::is_misconfigured(
+            0b100,
+            true,
+            PmapFlags::EXECUTE_ONLY
+        ));
+        assert!(Masks::is_misconfigured(0b001 | 2 << 3, true, none));
+        assert!(!Masks::is_misconfigured(0, true, none));
+    }
+}

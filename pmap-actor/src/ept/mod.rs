@@ -1,0 +1,16 @@
+//! The table format in one picture.
+//!
+//! ```text
+//!   gpa  47      39 38      30 29      21 20      12 11        0
+//!       ┌──────────┬──────────┬──────────┬──────────┬───────────┐
+//!       │ level 4  │ level 3  │ level 2  │ level 1  │ in the page│
+//!       └────┬─────┴────┬─────┴────┬─────┴────┬─────┴───────────┘
+//!            ▼          ▼          ▼          ▼
+//!          root ──▶   table ──▶  table ──▶   leaf: frame and permissions
+//! ```
+//!
+//! 512 entries of 8 bytes each per table. A *frame* is an offset into the guest's memory
+//! object (the memfd); the frame of a *table* is its place in the [arena](tables).
+
+pub mod masks;
+pub mod tables;

@@ -1,0 +1,408 @@
+//! Guest memory: one memfd, two views of it.
+//!
+//! ```text
+//!              ┌──────────────── memfd ────────────────┐
+//!              │ low memory        │ memory above 4 GiB │
+//!              └───────┬───────────┴────────┬──────────┘
+//!   backing view ──────┘ (ours)             │ whole, never faults to us
+//!   guest view ─────────────────────────────┘ registered with userfaultfd, given to KVM
+//! ```
+//!
+//! The *guest view* is what the guest can reach: a page is mapped there when, and only
+//! when, our tables have a leaf for it. The *backing view* is what the loader, devices and
+//! the pmap itself use; what is written there is in the object whether or not the guest can
+//! reach it. A *frame* is an offset into the memfd.
+
+#![expect(
+    unsafe_code,
+    reason = "maps memory, and hands its addresses to the kernel"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::NonNull;
+
+use actors::layout::MemoryLayout;
+use actors::{Gpa, GpaRange};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+/// Inaccessible bytes on each side of a guest view, so that a wrong offset meets nothing.
+const GUARD: usize = 2 << 20;
+/// Guest views start at such a boundary, or the host could never use huge pages for them.
+const ALIGNMENT: usize = 2 << 20;
+
+/// The guest's memory object and its views.
+#[derive(Debug)]
+pub struct GuestMemory {
+    file: File,
+    layout: MemoryLayout,
+    backing: GuestMemoryMmap,
+    views: Vec<GuestView>,
+}
+
+/// One mapped stretch of the guest view.
+///
+/// # Invariants
+///
+/// `reservation .. + reserved` is a mapping of ours, made once and unmapped on drop, and
+/// `base .. + range.len()` lies in it. Rust code never dereferences it: only the guest
+/// and the kernel use the guest view.
+#[derive(Debug)]
+struct GuestView {
+    range: GpaRange,
+    first_frame: u64,
+    base: NonNull<libc::c_void>,
+    reservation: NonNull<libc::c_void>,
+    reserved: usize,
+}
+
+// SAFETY: the view is plain addresses; the kernel serialises changes to the mapping.
+unsafe impl Send for GuestView {}
+// SAFETY: as above; no Rust reference into the view is ever made.
+unsafe impl Sync for GuestView {}
+
+/// A stretch of guest memory as KVM wants to hear of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Guest-physical range.
+    pub range: GpaRange,
+    /// Host address of its first byte in the guest view.
+    pub host: u64,
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+impl GuestMemory {
+    /// Makes the object, empty, and maps both views. Takes no memory yet.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, when it has no address space or file descriptor for it.
+    pub fn new(layout: MemoryLayout) -> io::Result<Self> {
+        // SAFETY: the name is a C string; no other pointers are involved.
+        let fd = unsafe { libc::memfd_create(c"skep-guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just created and nobody else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(layout.total())?;
+
+        let mut frame = 0;
+        let mut stretches = Vec::new();
+        for range in layout.ranges() {
+            stretches.push((range, frame));
+            frame += range.len();
+        }
+        let mut regions = Vec::new();
+        for &(range, frame) in &stretches {
+            let len = usize::try_from(range.len()).map_err(io::Error::other)?;
+            let offset = FileOffset::new(file.try_clone()?, frame);
+            regions.push((GuestAddress(range.start().0), len, Some(offset)));
+        }
+        let backing = GuestMemoryMmap::from_ranges_with_files(&regions)
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        let views = stretches
+            .iter()
+            .map(|&(range, frame)| GuestView::new(&file, range, frame))
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            file,
+            layout,
+            backing,
+            views,
+        })
+    }
+
+    /// Where the memory lies.
+    #[must_use]
+    pub fn layout(&self) -> MemoryLayout {
+        self.layout
+    }
+
+    /// The backing view, by guest-physical address.
+    #[must_use]
+    pub fn backing(&self) -> &GuestMemoryMmap {
+        &self.backing
+    }
+
+    /// What KVM's memory slots are.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.views.iter().map(|view| Slot {
+            range: view.range,
+            host: view.base.as_ptr().addr() as u64,
+        })
+    }
+
+    fn view(&self, gpa: Gpa) -> &GuestView {
+        let found = self.views.iter().find(|view| view.range.contains(gpa));
+        found.expect("the map admits only ranges inside the memory layout")
+    }
+
+    /// Host address of `gpa` in the guest view.
+    ///
+    /// # Panics
+    ///
+    /// When `gpa` is not memory.
+    #[must_use]
+    pub fn guest_address(&self, gpa: Gpa) -> u64 {
+        let view = self.view(gpa);
+        view.base.as_ptr().addr() as u64 + (gpa.0 - view.range.start().0)
+    }
+
+    /// The guest-physical address of a host address in the guest view.
+    #[must_use]
+    pub fn gpa_of(&self, host: u64) -> Option<Gpa> {
+        self.views.iter().find_map(|view| {
+            let offset = host.checked_sub(view.base.as_ptr().addr() as u64)?;
+            (offset < view.range.len()).then(|| Gpa(view.range.start().0 + offset))
+        })
+    }
+
+    /// The frame that backs `gpa`.
+    ///
+    /// # Panics
+    ///
+    /// When `gpa` is not memory.
+    #[must_use]
+    pub fn frame_of(&self, gpa: Gpa) -> u64 {
+        let view = self.view(gpa);
+        view.first_frame + (gpa.0 - view.range.start().0)
+    }
+
+    /// Bytes the host holds for the guest: the memfd's blocks. (A process's resident set
+    /// counts a page once for each view.)
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn resident_bytes(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    /// Makes the frames of `range` exist; those that did not are zeroes.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, when it has no memory left.
+    pub fn populate(&self, range: GpaRange) -> io::Result<()> {
+        self.allocate(range, libc::FALLOC_FL_KEEP_SIZE)
+    }
+
+    /// Gives the frames of `range` back to the host: whoever maps them next gets zeroes.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn free(&self, range: GpaRange) -> io::Result<()> {
+        self.allocate(
+            range,
+            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+        )
+    }
+
+    fn allocate(&self, range: GpaRange, mode: libc::c_int) -> io::Result<()> {
+        let signed = |value| libc::off_t::try_from(value).map_err(io::Error::other);
+        let offset = signed(self.frame_of(range.start()))?;
+        let len = signed(range.len())?;
+        loop {
+            // SAFETY: no pointers are involved.
+            let done =
+                checked(unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) });
+            match done {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Drops the guest view's mappings of `range` and keeps the frames. KVM's own tables
+    /// follow before this returns.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn unmap_view(&self, range: GpaRange) -> io::Result<()> {
+        // SAFETY: the range lies in a mapping of ours (`GuestView`) that Rust never reads.
+        checked(unsafe { libc::madvise(self.place(range), self.len(range), libc::MADV_DONTNEED) })
+    }
+
+    /// Forbids, or allows again, any access through the guest view to `range`.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn set_view_access(&self, range: GpaRange, allowed: bool) -> io::Result<()> {
+        let protection = if allowed {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_NONE
+        };
+        // SAFETY: as in `unmap_view`.
+        checked(unsafe { libc::mprotect(self.place(range), self.len(range), protection) })
+    }
+
+    /// Pins the frames of `range` in memory.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, when the limit on locked memory is too low.
+    pub fn lock(&self, range: GpaRange) -> io::Result<()> {
+        // SAFETY: locking changes nothing that Rust can see.
+        checked(unsafe { libc::mlock(self.place(range), self.len(range)) })
+    }
+
+    /// Undoes [`GuestMemory::lock`].
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn unlock(&self, range: GpaRange) -> io::Result<()> {
+        // SAFETY: as in `lock`.
+        checked(unsafe { libc::munlock(self.place(range), self.len(range)) })
+    }
+
+    fn place(&self, range: GpaRange) -> *mut libc::c_void {
+        let view = self.view(range.start());
+        assert!(
+            view.range.covers(range),
+            "{range} is not one stretch of memory"
+        );
+        let offset = self.len_of(range.start().0 - view.range.start().0);
+        view.base.as_ptr().wrapping_byte_add(offset)
+    }
+
+    fn len(&self, range: GpaRange) -> usize {
+        self.len_of(range.len())
+    }
+
+    fn len_of(&self, bytes: u64) -> usize {
+        usize::try_from(bytes).expect("it was mapped, so it fits the address space")
+    }
+}
+
+impl GuestView {
+    fn new(file: &File, range: GpaRange, frame: u64) -> io::Result<Self> {
+        let len = usize::try_from(range.len()).map_err(io::Error::other)?;
+        let too_long = || io::Error::from_raw_os_error(libc::ENOMEM);
+        let reserved = len
+            .checked_add(2 * GUARD + ALIGNMENT)
+            .ok_or_else(too_long)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh reservation at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved,
+                libc::PROT_NONE,
+                flags,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let aligned = (start.addr() + GUARD).next_multiple_of(ALIGNMENT);
+        let base = start.wrapping_byte_add(aligned - start.addr());
+        let view = Self {
+            range,
+            first_frame: frame,
+            base: NonNull::new(base).ok_or_else(too_long)?,
+            reservation: NonNull::new(start).ok_or_else(too_long)?,
+            reserved,
+        };
+        let offset = libc::off_t::try_from(frame).map_err(io::Error::other)?;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: MAP_FIXED replaces a part of the reservation made above, nothing else.
+        let mapped = unsafe { libc::mmap(base, len, access, flags, file.as_raw_fd(), offset) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            // SAFETY: advice about a mapping of ours; changes no contents.
+            checked(unsafe { libc::madvise(base, len, advice) })?;
+        }
+        Ok(view)
+    }
+}
+
+impl Drop for GuestView {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant this mapping is ours, and nobody dereferences it.
+        unsafe { libc::munmap(self.reservation.as_ptr(), self.reserved) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actors::layout::LOWMEM_LIMIT;
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    fn split(total: u64) -> GuestMemory {
+        GuestMemory::new(MemoryLayout::split(total, 1 << 30, 48).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn memory_takes_nothing_until_it_is_touched_and_gives_back_what_is_freed() {
+        let memory = split(256 << 20);
+        assert_eq!(memory.resident_bytes().unwrap(), 0);
+        memory
+            .backing()
+            .write_obj(7u64, GuestAddress(0x5000))
+            .unwrap();
+        assert_eq!(memory.resident_bytes().unwrap(), 4096);
+        let range = GpaRange::new(Gpa(0x4000), 0x4000).unwrap();
+        memory.populate(range).unwrap();
+        assert_eq!(memory.resident_bytes().unwrap(), 0x4000);
+        assert_eq!(
+            memory
+                .backing()
+                .read_obj::<u64>(GuestAddress(0x5000))
+                .unwrap(),
+            7
+        );
+        memory.free(range).unwrap();
+        assert_eq!(memory.resident_bytes().unwrap(), 0);
+        assert_eq!(
+            memory
+                .backing()
+                .read_obj::<u64>(GuestAddress(0x5000))
+                .unwrap(),
+            0
+        );
+    }
+
+    #[test]
+    fn addresses_translate_both_ways_below_and_above_the_hole() {
+        let memory = split(2 << 30);
+        for gpa in [Gpa(0), Gpa((1 << 30) - 1), Gpa(4 << 30), Gpa((5 << 30) - 1)] {
+            assert_eq!(memory.gpa_of(memory.guest_address(gpa)), Some(gpa));
+        }
+        assert_eq!(memory.frame_of(Gpa(4 << 30)), 1 << 30);
+        let low_end = memory.guest_address(Gpa((1 << 30) - 1)) + 1;
+        assert_eq!(memory.gpa_of(low_end), None);
+        assert!(
+            memory
+                .slots()
+                .all(|slot| slot.host.is_multiple_of(ALIGNMENT as u64))
+        );
+    }
+
+    #[test]
+    fn more_memory_than_addresses_is_an_error_not_a_panic() {
+        let layout = MemoryLayout::split(1 << 62, LOWMEM_LIMIT, 64).unwrap();
+        assert!(GuestMemory::new(layout).is_err());
+    }
+}

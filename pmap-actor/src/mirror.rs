@@ -1,0 +1,124 @@
+//! Keeping the host mapping that KVM follows in step with our tables.
+//!
+//! KVM has its own hidden tables inside the host kernel and fills them from the host
+//! mapping of its memory slots. So every change of what the guest may do with a page is
+//! applied to that mapping: not present, read-only, writable. The pmap decides, the
+//! mirror obeys, and the host kernel has flushed KVM's tables before a call here returns.
+
+use std::io;
+use std::sync::Arc;
+
+use actors::GpaRange;
+
+use crate::host::memory::GuestMemory;
+use crate::host::userfault::{Installed, Userfault};
+
+/// An engine's second copy of our tables.
+pub trait Mirror {
+    /// Gives the guest fresh zero pages; whoever waits for one goes on.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal; nothing is half done for the pages it names as not installed.
+    fn map_zeroed(&mut self, range: GpaRange) -> io::Result<Installed>;
+
+    /// Gives the guest pages that are in the object already; whoever waits goes on.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn map_existing(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed>;
+
+    /// Takes stores away, or allows them again.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn set_writable(&mut self, range: GpaRange, writable: bool) -> io::Result<()>;
+
+    /// Takes the pages out of the guest's reach and keeps them in the object.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn unmap(&mut self, range: GpaRange) -> io::Result<()>;
+
+    /// Ends whoever touches this range, now and from now on, with an error: nothing is there.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn refuse(&mut self, range: GpaRange) -> io::Result<()>;
+
+    /// Undoes [`Mirror::refuse`].
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn admit(&mut self, range: GpaRange) -> io::Result<()>;
+
+    /// Lets whoever waits for a page of this range try again.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn wake(&mut self, range: GpaRange) -> io::Result<()>;
+}
+
+/// The guest view of the memfd, which KVM's memory slots point at.
+#[derive(Debug)]
+pub struct KvmMirror {
+    memory: Arc<GuestMemory>,
+    userfault: Arc<Userfault>,
+}
+
+impl KvmMirror {
+    /// Registers the whole guest view: from now on every first touch is ours to serve.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    pub fn new(memory: Arc<GuestMemory>, userfault: Arc<Userfault>) -> io::Result<Self> {
+        for slot in memory.slots() {
+            userfault.register(slot.host, slot.range.len())?;
+        }
+        Ok(Self { memory, userfault })
+    }
+
+    fn address(&self, range: GpaRange) -> u64 {
+        self.memory.guest_address(range.start())
+    }
+}
+
+impl Mirror for KvmMirror {
+    fn map_zeroed(&mut self, range: GpaRange) -> io::Result<Installed> {
+        self.userfault.zero(self.address(range), range.len())
+    }
+
+    fn map_existing(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed> {
+        self.userfault
+            .map(self.address(range), range.len(), writable)
+    }
+
+    fn set_writable(&mut self, range: GpaRange, writable: bool) -> io::Result<()> {
+        self.userfault
+            .set_write_protection(self.address(range), range.len(), !writable)
+    }
+
+    fn unmap(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.unmap_view(range)
+    }
+
+    fn refuse(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.set_view_access(range, false)?;
+        self.wake(range)
+    }
+
+    fn admit(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.set_view_access(range, true)
+    }
+
+    fn wake(&mut self, range: GpaRange) -> io::Result<()> {
+        self.userfault.wake(self.address(range), range.len())
+    }
+}

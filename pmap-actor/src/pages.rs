@@ -1,0 +1,138 @@
+//! One bit per 4 KiB page of guest memory.
+
+use actors::{Gpa, GpaRange, PAGE_SIZE};
+
+/// Which pages are in their object. Indexed by frame, so the hole costs nothing.
+#[derive(Debug)]
+pub(crate) struct PageSet {
+    words: Vec<u64>,
+    count: u64,
+}
+
+impl PageSet {
+    /// None of `pages`.
+    #[must_use]
+    pub(crate) fn new(pages: u64) -> Self {
+        // Zeroed lazily by the host: a set for a terabyte costs what is used of it.
+        let words = usize::try_from(pages.div_ceil(64)).expect("memory of this size was mapped");
+        Self {
+            words: vec![0; words],
+            count: 0,
+        }
+    }
+
+    fn place(page: u64) -> (usize, u64) {
+        (
+            usize::try_from(page / 64).expect("as in new"),
+            1 << (page % 64),
+        )
+    }
+
+    /// Whether `page` is in the set.
+    #[must_use]
+    pub(crate) fn contains(&self, page: u64) -> bool {
+        let (word, bit) = Self::place(page);
+        self.words[word] & bit != 0
+    }
+
+    /// Puts `page` in.
+    pub(crate) fn insert(&mut self, page: u64) {
+        let (word, bit) = Self::place(page);
+        self.count += u64::from(self.words[word] & bit == 0);
+        self.words[word] |= bit;
+    }
+
+    /// Takes `page` out.
+    pub(crate) fn remove(&mut self, page: u64) {
+        let (word, bit) = Self::place(page);
+        self.count -= u64::from(self.words[word] & bit != 0);
+        self.words[word] &= !bit;
+    }
+
+    /// How many are in it.
+    #[must_use]
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// The longest run of pages around `at`, inside `within` and inside one aligned window of
+/// `window` pages, for which `same` holds (it holds for `at`).
+pub(crate) fn run_around(
+    at: Gpa,
+    within: GpaRange,
+    window: u64,
+    same: impl Fn(Gpa) -> bool,
+) -> GpaRange {
+    let reach = window.max(1) * PAGE_SIZE;
+    let page = at.page();
+    let low = Gpa(page.0 / reach * reach).max(within.start());
+    let high = Gpa((page.0 / reach + 1).saturating_mul(reach)).min(within.end());
+    let mut start = page;
+    while start > low && same(Gpa(start.0 - PAGE_SIZE)) {
+        start = Gpa(start.0 - PAGE_SIZE);
+    }
+    let mut end = Gpa(page.0 + PAGE_SIZE);
+    while end < high && same(end) {
+        end = Gpa(end.0 + PAGE_SIZE);
+    }
+    GpaRange::new(start, end.0 - start.0).expect("at least one whole page")
+}
+
+/// Cuts `range` into the longest runs of pages for which `class` gives the same answer.
+pub(crate) fn runs<C: PartialEq>(range: GpaRange, class: impl Fn(Gpa) -> C) -> Vec<(GpaRange, C)> {
+    let mut found: Vec<(GpaRange, C)> = Vec::new();
+    for page in range.iter_pages() {
+        let kind = class(page);
+        match found.last_mut() {
+            Some((run, same)) if *same == kind => {
+                *run = GpaRange::new(run.start(), run.len() + PAGE_SIZE).expect("part of a range");
+            }
+            _ => found.push((GpaRange::page_of(page), kind)),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, pages: u64) -> GpaRange {
+        GpaRange::new(Gpa(start * 4096), pages * 4096).unwrap()
+    }
+
+    #[test]
+    fn a_set_counts_each_page_once() {
+        let mut set = PageSet::new(130);
+        for page in [0, 63, 64, 129, 129] {
+            set.insert(page);
+        }
+        assert_eq!(set.count(), 4);
+        set.remove(64);
+        set.remove(64);
+        assert!(set.count() == 3 && !set.contains(64) && set.contains(129));
+    }
+
+    #[test]
+    fn a_run_stops_at_the_window_the_range_and_the_first_difference() {
+        let all = range(0, 100);
+        assert_eq!(run_around(Gpa(0x11_123), all, 16, |_| true), range(16, 16));
+        assert_eq!(
+            run_around(Gpa(0x11_000), range(17, 3), 16, |_| true),
+            range(17, 3)
+        );
+        assert_eq!(
+            run_around(Gpa(0x14_000), all, 16, |page| page.0 != 0x12_000),
+            range(0x13, 13)
+        );
+        assert_eq!(run_around(Gpa(0x14_000), all, 1, |_| true), range(0x14, 1));
+    }
+
+    #[test]
+    fn runs_cover_the_range_without_gaps() {
+        let found = runs(range(3, 7), |page| page.0 / 4096 / 4);
+        let parts: Vec<_> = found.into_iter().map(|(run, _)| run).collect();
+        assert_eq!(parts, [range(3, 1), range(4, 4), range(8, 2)]);
+    }
+}

@@ -1,0 +1,433 @@
+//! The vmspace against a dumb model: after every operation, each page is reachable exactly
+//! as the model says, in our tables and in the host mapping alike.
+
+use std::collections::BTreeMap;
+
+use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+
+/// A host mapping as a table of pages: present means reachable, the value means writable.
+#[derive(Default)]
+struct ScriptedMirror {
+    pages: BTreeMap<u64, bool>,
+    refused: Vec<GpaRange>,
+    calls: u64,
+}
+
+impl ScriptedMirror {
+    fn put(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed> {
+        self.calls += 1;
+        let mut done = 0;
+        for page in range.iter_pages() {
+            if self.pages.contains_key(&page.0) {
+                break;
+            }
+            self.pages.insert(page.0, writable);
+            done += PAGE_SIZE;
+        }
+        Ok(if done == 0 {
+            Installed::AlreadyThere
+        } else {
+            Installed::Bytes(done)
+        })
+    }
+}
+
+impl Mirror for ScriptedMirror {
+    fn map_zeroed(&mut self, range: GpaRange) -> io::Result<Installed> {
+        self.put(range, true)
+    }
+    fn map_existing(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed> {
+        self.put(range, writable)
+    }
+    fn set_writable(&mut self, range: GpaRange, writable: bool) -> io::Result<()> {
+        for (_, state) in self.pages.range_mut(range.start().0..range.end().0) {
+            *state = writable;
+        }
+        Ok(())
+    }
+    fn unmap(&mut self, range: GpaRange) -> io::Result<()> {
+        self.pages.retain(|page, _| !range.contains(Gpa(*page)));
+        Ok(())
+    }
+    fn refuse(&mut self, range: GpaRange) -> io::Result<()> {
+        self.refused.push(range);
+        Ok(())
+    }
+    fn admit(&mut self, range: GpaRange) -> io::Result<()> {
+        self.refused.retain(|page| *page != range);
+        Ok(())
+    }
+    fn wake(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const PAGES: u64 = 64;
+const RWX: Protection = Protection::all();
+const RX: Protection = Protection::READ.union(Protection::EXECUTE);
+
+fn range(start: u64, pages: u64) -> GpaRange {
+    GpaRange::new(Gpa(start * PAGE_SIZE), pages * PAGE_SIZE).unwrap()
+}
+
+fn space(around: u64) -> VmSpace<ScriptedMirror> {
+    let layout = MemoryLayout::split(PAGES * PAGE_SIZE, LOWMEM_LIMIT, 48).unwrap();
+    let memory = Arc::new(GuestMemory::new(layout).unwrap());
+    VmSpace::new(
+        memory,
+        PmapFlags::EMULATE_AD_BITS,
+        ScriptedMirror::default(),
+        around,
+    )
+}
+
+fn full(around: u64) -> VmSpace<ScriptedMirror> {
+    let mut space = space(around);
+    space.map(range(0, PAGES), RWX).unwrap();
+    space
+}
+
+#[test]
+fn a_first_touch_brings_its_neighbours_and_nothing_beyond_the_window() {
+    let mut space = full(16);
+    assert_eq!(
+        space.fault(Gpa(0x5123), true).unwrap(),
+        Served::ZeroFilled(16)
+    );
+    assert_eq!(space.tables().leaves(), 16);
+    assert_eq!(space.extract(Gpa(0x5123)), Some(0x5123));
+    assert_eq!(space.extract(Gpa(0x10_000)), None);
+}
+
+#[test]
+fn a_second_report_of_a_served_fault_only_wakes() {
+    let mut space = full(1);
+    assert_eq!(space.fault(Gpa(0), false).unwrap(), Served::ZeroFilled(1));
+    assert_eq!(space.fault(Gpa(0), false).unwrap(), Served::AlreadyThere);
+}
+
+#[test]
+fn a_page_whose_mapping_the_host_dropped_is_mapped_again_not_zeroed() {
+    let mut space = full(1);
+    let _ = space.fault(Gpa(0), true).unwrap();
+    space.mirror.pages.clear();
+    assert_eq!(
+        space.fault(Gpa(0), true).unwrap(),
+        Served::MappedExisting(1)
+    );
+}
+
+#[test]
+fn a_touch_of_a_hole_is_a_hole_and_a_store_to_read_only_memory_is_that() {
+    let mut space = space(16);
+    assert!(matches!(space.fault(Gpa(0), false), Err(Unserved::Hole)));
+    space.map(range(0, 1), RX).unwrap();
+    assert!(matches!(space.fault(Gpa(0), true), Err(Unserved::ReadOnly)));
+    assert_eq!(space.fault(Gpa(0), false).unwrap(), Served::ZeroFilled(1));
+    assert_eq!(
+        space.mirror.pages[&0], false,
+        "read-only memory is mapped read-only"
+    );
+}
+
+#[test]
+fn unmapped_frames_stay_until_the_shootdown_gives_them_back() {
+    let mut space = full(1);
+    let memory = space.memory().clone();
+    memory
+        .backing()
+        .write_obj(7u64, GuestAddress(0x3000))
+        .unwrap();
+    space.hold(&[range(3, 1)], RWX).unwrap();
+    space.release(&[range(3, 1)], true).unwrap();
+    let removed = space.unmap(range(3, 1)).unwrap();
+    assert!(!removed.is_harmless());
+    assert_eq!(
+        memory
+            .backing()
+            .read_obj::<u64>(GuestAddress(0x3000))
+            .unwrap(),
+        7
+    );
+    space.give_back(removed).unwrap();
+    assert_eq!(
+        memory
+            .backing()
+            .read_obj::<u64>(GuestAddress(0x3000))
+            .unwrap(),
+        0
+    );
+}
+
+#[test]
+fn what_was_never_touched_needs_no_shootdown() {
+    let mut space = full(1);
+    assert!(space.unmap(range(3, 5)).unwrap().is_harmless());
+    assert!(space.protect(range(9, 5), RX).unwrap().is_harmless());
+    assert!(space.forget(range(20, 5)).unwrap().is_harmless());
+}
+
+#[test]
+fn only_lost_rights_need_a_shootdown() {
+    let mut space = full(1);
+    let _ = space.fault(Gpa(0), true).unwrap();
+    assert_eq!(space.protect(range(0, 1), RX).unwrap().translations(), 1);
+    assert!(space.protect(range(0, 1), RX).unwrap().is_harmless());
+    assert!(space.protect(range(0, 1), RWX).unwrap().is_harmless());
+    assert_eq!(
+        space
+            .protect(range(0, 1), Protection::READ | Protection::WRITE)
+            .unwrap()
+            .translations(),
+        1
+    );
+    assert_eq!(
+        space
+            .protect(range(0, 1), Protection::empty())
+            .unwrap()
+            .translations(),
+        1
+    );
+    assert!(matches!(space.fault(Gpa(0), false), Err(Unserved::Hole)));
+}
+
+#[test]
+fn a_refused_page_is_admitted_when_it_is_mapped_again() {
+    let mut space = space(1);
+    space.refuse(Gpa(0x1234)).unwrap();
+    assert_eq!(space.mirror.refused, [range(1, 1)]);
+    space.map(range(0, 4), RWX).unwrap();
+    assert!(space.mirror.refused.is_empty());
+}
+
+#[test]
+fn held_and_wired_memory_is_not_unmapped_and_wired_memory_not_forgotten() {
+    let mut space = full(1);
+    space.hold(&[range(3, 2)], RWX).unwrap();
+    assert_eq!(
+        space.unmap(range(4, 1)).unwrap_err(),
+        SpaceError::WrongState {
+            range: range(4, 1),
+            state: "held"
+        }
+    );
+    space.release(&[range(3, 2)], false).unwrap();
+    space.wire(range(4, 1), || {}).unwrap();
+    assert_eq!((space.wired_pages(), space.held_pages()), (1, 0));
+    for refused in [
+        space.unmap(range(4, 1)),
+        space.forget(range(0, 9)),
+        space.protect(range(4, 1), Protection::empty()),
+    ] {
+        assert!(matches!(
+            refused,
+            Err(SpaceError::WrongState { state: "wired", .. })
+        ));
+    }
+    space.unwire(range(4, 1)).unwrap();
+    assert!(matches!(
+        space.unwire(range(4, 1)),
+        Err(SpaceError::WrongState {
+            state: "not wired",
+            ..
+        })
+    ));
+    assert_eq!(space.wired_pages(), 0);
+}
+
+/// What the model says about one page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Page {
+    mapped: bool,
+    writable: bool,
+    readable: bool,
+    reachable: bool,
+    wired: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Map(GpaRange, bool),
+    Unmap(GpaRange),
+    Forget(GpaRange),
+    Protect(GpaRange, u8),
+    Wire(GpaRange),
+    Unwire(GpaRange),
+    Touch(u64, bool),
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let ranges =
+        || (0..PAGES, 1..=12u64).prop_map(|(start, len)| range(start, len.min(PAGES - start)));
+    prop_oneof![
+        (ranges(), any::<bool>()).prop_map(|(range, writable)| Step::Map(range, writable)),
+        ranges().prop_map(Step::Unmap),
+        ranges().prop_map(Step::Forget),
+        (ranges(), 0..8u8).prop_map(|(range, bits)| Step::Protect(range, bits)),
+        ranges().prop_map(Step::Wire),
+        ranges().prop_map(Step::Unwire),
+        (0..PAGES, any::<bool>()).prop_map(|(page, write)| Step::Touch(page, write)),
+        (0..PAGES, any::<bool>()).prop_map(|(page, write)| Step::Touch(page, write)),
+    ]
+}
+
+fn of(model: &[Page], range: GpaRange) -> impl Iterator<Item = (usize, Page)> {
+    let first = usize::try_from(range.start().0 / PAGE_SIZE).unwrap();
+    let pages = usize::try_from(range.pages()).unwrap();
+    (first..first + pages).map(move |index| (index, model[index]))
+}
+
+fn set(model: &mut [Page], range: GpaRange, change: impl Fn(&mut Page)) {
+    let first = usize::try_from(range.start().0 / PAGE_SIZE).unwrap();
+    let pages = usize::try_from(range.pages()).unwrap();
+    model[first..first + pages].iter_mut().for_each(change);
+}
+
+/// Does `step` to both; the answers must agree.
+fn follow(space: &mut VmSpace<ScriptedMirror>, model: &mut [Page], step: &Step) {
+    let all = |range, test: fn(Page) -> bool, model: &[Page]| {
+        of(model, range).all(|(_, page)| test(page))
+    };
+    match *step {
+        Step::Map(range, writable) => {
+            let allowed = all(range, |page| !page.mapped, model);
+            assert_eq!(
+                space.map(range, if writable { RWX } else { RX }).is_ok(),
+                allowed
+            );
+            if allowed {
+                set(model, range, |page| {
+                    *page = Page {
+                        mapped: true,
+                        readable: true,
+                        writable,
+                        ..Page::default()
+                    }
+                });
+            }
+        }
+        Step::Unmap(range) => {
+            let allowed = all(range, |page| page.mapped && !page.wired, model);
+            let removed = space.unmap(range);
+            assert_eq!(removed.is_ok(), allowed);
+            if let Ok(removed) = removed {
+                let reachable = of(model, range).filter(|(_, page)| page.reachable).count();
+                assert_eq!(removed.translations(), reachable as u64);
+                space.give_back(removed).unwrap();
+                set(model, range, |page| *page = Page::default());
+            }
+        }
+        Step::Forget(range) => {
+            let allowed = all(range, |page| page.mapped && !page.wired, model);
+            let removed = space.forget(range);
+            assert_eq!(removed.is_ok(), allowed);
+            if let Ok(removed) = removed {
+                space.give_back(removed).unwrap();
+                set(model, range, |page| page.reachable = false);
+            }
+        }
+        Step::Protect(range, bits) => {
+            let protection = Protection::from_bits_truncate(bits);
+            let readable = protection.contains(Protection::READ);
+            let wired = of(model, range).any(|(_, page)| page.wired);
+            let allowed = all(range, |page| page.mapped, model) && (readable || !wired);
+            let removed = space.protect(range, protection);
+            assert_eq!(removed.is_ok(), allowed);
+            if let Ok(removed) = removed {
+                space.give_back(removed).unwrap();
+                set(model, range, |page| {
+                    page.readable = readable;
+                    page.writable = protection.contains(Protection::WRITE);
+                    page.reachable &= readable;
+                });
+            }
+        }
+        Step::Wire(range) => {
+            // Wiring what nobody may read is left out: the guest could not reach it anyway.
+            if all(range, |page| page.mapped && page.readable, model) {
+                space.wire(range, || {}).unwrap();
+                set(model, range, |page| {
+                    (page.wired, page.reachable) = (true, true)
+                });
+            }
+        }
+        Step::Unwire(range) => {
+            let allowed = all(range, |page| page.mapped && page.wired, model);
+            assert_eq!(space.unwire(range).is_ok(), allowed);
+            if allowed {
+                set(model, range, |page| page.wired = false);
+            }
+        }
+        Step::Touch(index, write) => {
+            let page = &mut model[usize::try_from(index).unwrap()];
+            let allowed = page.mapped && page.readable && (!write || page.writable);
+            assert_eq!(space.fault(Gpa(index * PAGE_SIZE), write).is_ok(), allowed);
+            page.reachable |= allowed;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Fault-around is off, so the model can say exactly which page is reachable.
+    #[test]
+    fn tables_and_host_mapping_say_what_the_model_says(script in prop::collection::vec(steps(), 1..60)) {
+        let mut space = space(1);
+        let mut model = vec![Page::default(); usize::try_from(PAGES).unwrap()];
+        for step in &script {
+            follow(&mut space, &mut model, step);
+            for (page, gpa) in model.iter().zip((0..PAGES).map(|index| Gpa(index * PAGE_SIZE))) {
+                let masks = *space.tables().masks();
+                let leaf = space.tables().leaf(gpa);
+                let writable = leaf.map(|leaf| leaf & masks.writable != 0);
+                let wired = leaf.is_some_and(|leaf| leaf & masks.wired != 0);
+                prop_assert_eq!(writable, page.reachable.then_some(page.writable), "{} after {:?}", gpa, step);
+                prop_assert_eq!(wired, page.wired, "{} after {:?}", gpa, step);
+                prop_assert_eq!(space.mirror.pages.get(&gpa.0).copied(), writable, "{} after {:?}", gpa, step);
+                if let Some(leaf) = leaf {
+                    prop_assert_eq!(leaf & masks.modified != 0, leaf & masks.writable != 0);
+                    prop_assert!(!Masks::is_misconfigured(leaf, true, PmapFlags::EMULATE_AD_BITS));
+                }
+            }
+            let reachable = model.iter().filter(|page| page.reachable).count() as u64;
+            prop_assert_eq!(space.tables().leaves(), reachable);
+            prop_assert_eq!(space.wired_pages(), model.iter().filter(|page| page.wired).count() as u64);
+        }
+    }
+
+    #[test]
+    fn fault_around_never_reaches_outside_the_entry_or_changes_what_is_there(
+        script in prop::collection::vec(steps(), 1..60),
+        around in 2..20u64,
+    ) {
+        let mut space = space(around);
+        for step in &script {
+            match *step {
+                Step::Map(range, writable) => drop(space.map(range, if writable { RWX } else { RX })),
+                Step::Unmap(range) => {
+                    if let Ok(removed) = space.unmap(range) {
+                        space.give_back(removed).unwrap();
+                    }
+                }
+                Step::Touch(page, write) => drop(space.fault(Gpa(page * PAGE_SIZE), write)),
+                _ => {}
+            }
+            for gpa in range(0, PAGES).iter_pages() {
+                let entry = space.map.lookup(gpa);
+                if let Some(leaf) = space.tables().leaf(gpa) {
+                    let writable = leaf & space.tables().masks().writable != 0;
+                    prop_assert_eq!(entry.map(|entry| entry.protection.contains(Protection::WRITE)), Some(writable));
+                    prop_assert_eq!(space.mirror.pages.get(&gpa.0).copied(), Some(writable));
+                    prop_assert!(space.is_resident(gpa));
+                } else {
+                    prop_assert_eq!(space.mirror.pages.get(&gpa.0), None);
+                }
+            }
+        }
+    }
+}
