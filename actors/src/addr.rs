@@ -129,9 +129,7 @@ impl GpaRange {
         }
         let wraps = BadRange::Wraps { start, len };
         let last = start.0.checked_add(len - 1).ok_or(wraps)?;
-        let end = (last & !(PAGE_SIZE - 1))
-            .checked_add(PAGE_SIZE)
-            .ok_or(wraps)?;
+        let end = (last & !(PAGE_SIZE - 1)).checked_add(PAGE_SIZE).ok_or(wraps)?;
         Self::new(start.page(), end - start.page().0)
     }
 
@@ -187,17 +185,12 @@ impl GpaRange {
     pub fn intersection(self, other: Self) -> Option<Self> {
         let start = self.start.max(other.start);
         let end = self.end().min(other.end());
-        (start < end).then(|| Self {
-            start,
-            len: end.0 - start.0,
-        })
+        (start < end).then(|| Self { start, len: end.0 - start.0 })
     }
 
     /// The addresses of its pages, upwards.
     pub fn iter_pages(self) -> impl Iterator<Item = Gpa> {
-        (self.start.0..self.end().0)
-            .step_by(PAGE_SIZE as usize)
-            .map(Gpa)
+        (self.start.0..self.end().0).step_by(PAGE_SIZE as usize).map(Gpa)
     }
 }
 
@@ -235,10 +228,7 @@ mod tests {
         let start = Gpa(u64::MAX - PAGE_SIZE + 1);
         assert_eq!(
             GpaRange::new(start, 2 * PAGE_SIZE),
-            Err(BadRange::Wraps {
-                start,
-                len: 2 * PAGE_SIZE
-            })
+            Err(BadRange::Wraps { start, len: 2 * PAGE_SIZE })
         );
         assert!(GpaRange::covering(Gpa(u64::MAX), 2).is_err());
     }
@@ -247,10 +237,7 @@ mod tests {
     fn covering_takes_every_page_that_is_touched() {
         let range = GpaRange::covering(Gpa(0x1fff), 2).unwrap();
         assert_eq!((range.start(), range.end()), (Gpa(0x1000), Gpa(0x3000)));
-        assert_eq!(
-            range.iter_pages().collect::<Vec<_>>(),
-            [Gpa(0x1000), Gpa(0x2000)]
-        );
+        assert_eq!(range.iter_pages().collect::<Vec<_>>(), [Gpa(0x1000), Gpa(0x2000)]);
     }
 
     #[test]

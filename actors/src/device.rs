@@ -69,15 +69,8 @@ impl Bus {
     /// [`Taken`] when some of them belong to somebody else.
     pub fn attach(&mut self, base: u64, len: u64, device: Shared<dyn Device>) -> Result<(), Taken> {
         let taken = Taken { base, len };
-        let end = base
-            .checked_add(len)
-            .filter(|end| *end > base)
-            .ok_or(taken)?;
-        if self
-            .residents
-            .iter()
-            .any(|other| base < other.base + other.len && other.base < end)
-        {
+        let end = base.checked_add(len).filter(|end| *end > base).ok_or(taken)?;
+        if self.residents.iter().any(|other| base < other.base + other.len && other.base < end) {
             return Err(taken);
         }
         let place = self.residents.partition_point(|other| other.base < base);
@@ -86,9 +79,7 @@ impl Bus {
     }
 
     fn find(&self, at: u64, len: usize) -> Option<(&Resident, u64)> {
-        let next = self
-            .residents
-            .partition_point(|resident| resident.base <= at);
+        let next = self.residents.partition_point(|resident| resident.base <= at);
         let resident = &self.residents[next.checked_sub(1)?];
         let offset = at - resident.base;
         (offset.checked_add(len as u64)? <= resident.len).then_some((resident, offset))
@@ -158,14 +149,7 @@ mod tests {
     #[test]
     fn two_devices_cannot_share_an_address() {
         let mut bus = bus();
-        for (base, len) in [
-            (0x10, 4),
-            (0xf, 2),
-            (0x13, 1),
-            (0, 0x100),
-            (0x20, 0),
-            (u64::MAX, 2),
-        ] {
+        for (base, len) in [(0x10, 4), (0xf, 2), (0x13, 1), (0, 0x100), (0x20, 0), (u64::MAX, 2)] {
             assert_eq!(
                 bus.attach(base, len, Arc::new(Mutex::new(Echo(0)))),
                 Err(Taken { base, len })

@@ -16,10 +16,7 @@
 //! The fences forbid that both look too early: either the sender sees a sleeper at S3
 //! or the sleeper sees the message at W3.
 
-#![expect(
-    unsafe_code,
-    reason = "eventfd and poll are system calls without a safe wrapper in std"
-)]
+#![expect(unsafe_code, reason = "eventfd and poll are system calls without a safe wrapper in std")]
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -45,10 +42,7 @@ impl Doorbell {
         }
         // SAFETY: `fd` was just created and nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self {
-            fd,
-            asleep: AtomicBool::new(false),
-        })
+        Ok(Self { fd, asleep: AtomicBool::new(false) })
     }
 
     /// Wakes the sleeper, if there is one. Call after the message is in its mailbox.
@@ -76,11 +70,7 @@ impl Doorbell {
         fence(Ordering::SeqCst); // W2: pairs with S2.
         let mut events = [0; N];
         if !has_mail() {
-            let entry = |fd| libc::pollfd {
-                fd,
-                events: libc::POLLIN,
-                revents: 0,
-            };
+            let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
             let mut list: Vec<libc::pollfd> = Vec::with_capacity(N + 1);
             list.push(entry(self.fd.as_raw_fd()));
             list.extend(others.map(entry));

@@ -64,10 +64,7 @@ impl MemoryLayout {
             return Err(BadLayout::BadLimit(lowmem_limit));
         }
         let low = total.min(lowmem_limit);
-        let too_wide = BadLayout::TooWide {
-            bytes: total,
-            bits: address_bits,
-        };
+        let too_wide = BadLayout::TooWide { bytes: total, bits: address_bits };
         let low = GpaRange::new(Gpa(0), low).map_err(|_| too_wide)?;
         let high = match total - low.len() {
             0 => None,
@@ -144,9 +141,7 @@ pub enum BadSize {
 pub fn parse_memory_size(text: &str) -> Result<u64, BadSize> {
     let not_a_size = || BadSize::NotASize(text.to_owned());
     let trimmed = text.trim();
-    let digits = trimmed
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(trimmed.len());
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
     let (number, suffix) = trimmed.split_at(digits);
     let unit: u64 = match suffix.to_ascii_lowercase().as_str() {
         "" | "m" | "mb" | "mib" => 1 << 20,
@@ -160,11 +155,7 @@ pub fn parse_memory_size(text: &str) -> Result<u64, BadSize> {
     }
     // Only digits are left, so the one way to fail is to be too long.
     let too_big = || BadSize::TooBig(text.to_owned());
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(unit))
-        .ok_or_else(too_big)
+    number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(too_big)
 }
 
 #[cfg(test)]
@@ -185,10 +176,7 @@ mod tests {
     fn what_does_not_fit_below_three_gib_continues_at_four() {
         let layout = MemoryLayout::split(4 * GIB, LOWMEM_LIMIT, 48).unwrap();
         assert_eq!(layout.low().end(), Gpa(3 * GIB));
-        assert_eq!(
-            layout.high(),
-            Some(GpaRange::new(HIGHMEM_BASE, GIB).unwrap())
-        );
+        assert_eq!(layout.high(), Some(GpaRange::new(HIGHMEM_BASE, GIB).unwrap()));
         assert_eq!(layout.total(), 4 * GIB);
         assert_eq!(layout.end(), Gpa(5 * GIB));
     }
@@ -196,35 +184,17 @@ mod tests {
     #[test]
     fn a_changed_limit_moves_the_split() {
         let layout = MemoryLayout::split(2 * GIB, GIB, 48).unwrap();
-        assert_eq!(
-            (layout.low().len(), layout.high().unwrap().len()),
-            (GIB, GIB)
-        );
-        assert_eq!(
-            MemoryLayout::split(GIB, 5 * GIB, 48),
-            Err(BadLayout::BadLimit(5 * GIB))
-        );
+        assert_eq!((layout.low().len(), layout.high().unwrap().len()), (GIB, GIB));
+        assert_eq!(MemoryLayout::split(GIB, 5 * GIB, 48), Err(BadLayout::BadLimit(5 * GIB)));
     }
 
     #[test]
     fn impossible_totals_are_refused() {
-        assert_eq!(
-            MemoryLayout::split(0, LOWMEM_LIMIT, 48),
-            Err(BadLayout::Zero)
-        );
-        assert_eq!(
-            MemoryLayout::split(4097, LOWMEM_LIMIT, 48),
-            Err(BadLayout::NotPages(4097))
-        );
+        assert_eq!(MemoryLayout::split(0, LOWMEM_LIMIT, 48), Err(BadLayout::Zero));
+        assert_eq!(MemoryLayout::split(4097, LOWMEM_LIMIT, 48), Err(BadLayout::NotPages(4097)));
         for total in [1 << 48, u64::MAX & !4095] {
             let refused = MemoryLayout::split(total, LOWMEM_LIMIT, 48);
-            assert_eq!(
-                refused,
-                Err(BadLayout::TooWide {
-                    bytes: total,
-                    bits: 48
-                })
-            );
+            assert_eq!(refused, Err(BadLayout::TooWide { bytes: total, bits: 48 }));
         }
     }
 
@@ -246,18 +216,10 @@ mod tests {
     #[test]
     fn what_is_not_a_size_is_named() {
         for text in ["", "G", "-1", "1.5G", "12X", "0x10", "1 G"] {
-            assert_eq!(
-                parse_memory_size(text),
-                Err(BadSize::NotASize(text.to_owned())),
-                "{text}"
-            );
+            assert_eq!(parse_memory_size(text), Err(BadSize::NotASize(text.to_owned())), "{text}");
         }
         for text in ["99999999999999999999", "18446744073709551615T"] {
-            assert_eq!(
-                parse_memory_size(text),
-                Err(BadSize::TooBig(text.to_owned())),
-                "{text}"
-            );
+            assert_eq!(parse_memory_size(text), Err(BadSize::TooBig(text.to_owned())), "{text}");
         }
     }
 }

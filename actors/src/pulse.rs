@@ -34,8 +34,7 @@ impl Pulse {
     /// "I start on something."
     pub fn beat(&self) {
         // Only the owner writes: a plain load and store, no locked instruction.
-        self.word
-            .store((self.word.load(Relaxed) | 1).wrapping_add(2), Relaxed);
+        self.word.store((self.word.load(Relaxed) | 1).wrapping_add(2), Relaxed);
     }
 
     /// "I wait for somebody else now; that may take for ever."

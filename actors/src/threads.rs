@@ -87,10 +87,7 @@ mod tests {
     #[test]
     fn a_panic_is_reported_with_its_words_and_its_actor() {
         let ending = ending_of(|| panic!("no frames"));
-        assert_eq!(
-            ending,
-            (ActorName::Pmap, Ending::Panicked("no frames".to_owned()))
-        );
+        assert_eq!(ending, (ActorName::Pmap, Ending::Panicked("no frames".to_owned())));
     }
 
     #[test]

@@ -54,10 +54,7 @@ impl VmMap {
     /// An empty map over this memory.
     #[must_use]
     pub fn new(layout: MemoryLayout) -> Self {
-        Self {
-            layout,
-            entries: BTreeMap::new(),
-        }
+        Self { layout, entries: BTreeMap::new() }
     }
 
     /// The entry `gpa` lies in.
@@ -69,20 +66,15 @@ impl VmMap {
 
     /// The entries that have something in common with `range`, upwards.
     pub fn overlapping(&self, range: GpaRange) -> impl Iterator<Item = &MapEntry> {
-        let first = self
-            .lookup(range.start())
-            .map_or(range.start().0, |entry| entry.range.start().0);
-        self.entries
-            .range(first..range.end().0)
-            .map(|(_, entry)| entry)
+        let first =
+            self.lookup(range.start()).map_or(range.start().0, |entry| entry.range.start().0);
+        self.entries.range(first..range.end().0).map(|(_, entry)| entry)
     }
 
     /// Whether every page of `range` has an entry.
     #[must_use]
     pub fn covers(&self, range: GpaRange) -> bool {
-        let parts = self
-            .overlapping(range)
-            .filter_map(|entry| entry.range.intersection(range));
+        let parts = self.overlapping(range).filter_map(|entry| entry.range.intersection(range));
         parts.map(GpaRange::len).sum::<u64>() == range.len()
     }
 
@@ -98,12 +90,7 @@ impl VmMap {
         if self.overlapping(range).next().is_some() {
             return Err(SpaceError::Occupied(range));
         }
-        let entry = MapEntry {
-            range,
-            backing: Backing::Default,
-            protection,
-            wired: false,
-        };
+        let entry = MapEntry { range, backing: Backing::Default, protection, wired: false };
         self.entries.insert(range.start().0, entry);
         self.join(range);
         Ok(())
@@ -117,10 +104,7 @@ impl VmMap {
     pub fn remove(&mut self, range: GpaRange) -> Result<(), SpaceError> {
         self.must_cover(range)?;
         if self.overlapping(range).any(|entry| entry.wired) {
-            return Err(SpaceError::WrongState {
-                range,
-                state: "wired",
-            });
+            return Err(SpaceError::WrongState { range, state: "wired" });
         }
         self.clip(range);
         self.entries.retain(|_, entry| !range.covers(entry.range));
@@ -152,11 +136,7 @@ impl VmMap {
     ///
     /// Not wholly mapped.
     pub fn must_cover(&self, range: GpaRange) -> Result<(), SpaceError> {
-        if self.covers(range) {
-            Ok(())
-        } else {
-            Err(SpaceError::NotMapped(range))
-        }
+        if self.covers(range) { Ok(()) } else { Err(SpaceError::NotMapped(range)) }
     }
 
     /// Makes entries begin and end at the edges of `range`.
@@ -171,10 +151,7 @@ impl VmMap {
             let split = |start: Gpa, end: Gpa| {
                 GpaRange::new(start, end.0 - start.0).expect("edges are page-aligned")
             };
-            let (low, high) = (
-                split(entry.range.start(), edge),
-                split(edge, entry.range.end()),
-            );
+            let (low, high) = (split(entry.range.start(), edge), split(edge, entry.range.end()));
             self.entries.insert(low.start().0, entry.cut(low));
             self.entries.insert(high.start().0, entry.cut(high));
         }
@@ -183,14 +160,9 @@ impl VmMap {
     /// Joins equal neighbours in and around `range`.
     fn join(&mut self, range: GpaRange) {
         let before = range.start().0.saturating_sub(1);
-        let first = self
-            .lookup(Gpa(before))
-            .map_or(range.start().0, |entry| entry.range.start().0);
-        let starts: Vec<u64> = self
-            .entries
-            .range(first..=range.end().0)
-            .map(|(start, _)| *start)
-            .collect();
+        let first = self.lookup(Gpa(before)).map_or(range.start().0, |entry| entry.range.start().0);
+        let starts: Vec<u64> =
+            self.entries.range(first..=range.end().0).map(|(start, _)| *start).collect();
         let mut kept: Option<MapEntry> = None;
         for start in starts {
             let entry = self.entries[&start];
@@ -252,29 +224,21 @@ mod tests {
         let mut map = map();
         map.insert(range(2, 4), RWX).unwrap();
         for occupied in [range(0, 3), range(5, 1), range(3, 1), range(0, 10)] {
-            assert_eq!(
-                map.insert(occupied, RWX),
-                Err(SpaceError::Occupied(occupied))
-            );
+            assert_eq!(map.insert(occupied, RWX), Err(SpaceError::Occupied(occupied)));
         }
         let outside = range(255, 2);
-        assert_eq!(
-            map.insert(outside, RWX),
-            Err(SpaceError::OutsideMemory(outside))
-        );
+        assert_eq!(map.insert(outside, RWX), Err(SpaceError::OutsideMemory(outside)));
     }
 
     #[test]
     fn a_change_in_the_middle_splits_and_the_opposite_change_joins_again() {
         let mut map = map();
         map.insert(range(0, 9), RWX).unwrap();
-        map.change(range(3, 3), |entry| entry.protection = READ)
-            .unwrap();
+        map.change(range(3, 3), |entry| entry.protection = READ).unwrap();
         assert_eq!(map.len(), 3);
         assert_eq!(map.lookup(Gpa(0x3000)).unwrap().protection, READ);
         assert_eq!(map.lookup(Gpa(0x6000)).unwrap().range, range(6, 3));
-        map.change(range(3, 3), |entry| entry.protection = RWX)
-            .unwrap();
+        map.change(range(3, 3), |entry| entry.protection = RWX).unwrap();
         assert_eq!(map.len(), 1);
         assert_eq!(map.lookup(Gpa(0)).unwrap().range, range(0, 9));
     }
@@ -284,19 +248,10 @@ mod tests {
         let mut map = map();
         map.insert(range(0, 4), RWX).unwrap();
         map.insert(range(5, 4), RWX).unwrap();
-        assert_eq!(
-            map.remove(range(3, 3)),
-            Err(SpaceError::NotMapped(range(3, 3)))
-        );
+        assert_eq!(map.remove(range(3, 3)), Err(SpaceError::NotMapped(range(3, 3))));
         map.change(range(6, 1), |entry| entry.wired = true).unwrap();
         let refused = map.remove(range(5, 4));
-        assert_eq!(
-            refused,
-            Err(SpaceError::WrongState {
-                range: range(5, 4),
-                state: "wired"
-            })
-        );
+        assert_eq!(refused, Err(SpaceError::WrongState { range: range(5, 4), state: "wired" }));
         assert!(map.covers(range(0, 4)) && map.covers(range(5, 4)));
     }
 

@@ -96,13 +96,11 @@ impl Mirror for KvmMirror {
     }
 
     fn map_existing(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed> {
-        self.userfault
-            .map(self.address(range), range.len(), writable)
+        self.userfault.map(self.address(range), range.len(), writable)
     }
 
     fn set_writable(&mut self, range: GpaRange, writable: bool) -> io::Result<()> {
-        self.userfault
-            .set_write_protection(self.address(range), range.len(), !writable)
+        self.userfault.set_write_protection(self.address(range), range.len(), !writable)
     }
 
     fn unmap(&mut self, range: GpaRange) -> io::Result<()> {

@@ -15,17 +15,11 @@ impl PageSet {
     pub(crate) fn new(pages: u64) -> Self {
         // Zeroed lazily by the host: a set for a terabyte costs what is used of it.
         let words = usize::try_from(pages.div_ceil(64)).expect("memory of this size was mapped");
-        Self {
-            words: vec![0; words],
-            count: 0,
-        }
+        Self { words: vec![0; words], count: 0 }
     }
 
     fn place(page: u64) -> (usize, u64) {
-        (
-            usize::try_from(page / 64).expect("as in new"),
-            1 << (page % 64),
-        )
+        (usize::try_from(page / 64).expect("as in new"), 1 << (page % 64))
     }
 
     /// Whether `page` is in the set.
@@ -118,14 +112,8 @@ mod tests {
     fn a_run_stops_at_the_window_the_range_and_the_first_difference() {
         let all = range(0, 100);
         assert_eq!(run_around(Gpa(0x11_123), all, 16, |_| true), range(16, 16));
-        assert_eq!(
-            run_around(Gpa(0x11_000), range(17, 3), 16, |_| true),
-            range(17, 3)
-        );
-        assert_eq!(
-            run_around(Gpa(0x14_000), all, 16, |page| page.0 != 0x12_000),
-            range(0x13, 13)
-        );
+        assert_eq!(run_around(Gpa(0x11_000), range(17, 3), 16, |_| true), range(17, 3));
+        assert_eq!(run_around(Gpa(0x14_000), all, 16, |page| page.0 != 0x12_000), range(0x13, 13));
         assert_eq!(run_around(Gpa(0x14_000), all, 1, |_| true), range(0x14, 1));
     }
 

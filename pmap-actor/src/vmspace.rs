@@ -292,15 +292,8 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// Not wholly mapped, wired, held, or the host's refusal.
     pub fn unmap(&mut self, range: GpaRange) -> Result<Removed, SpaceError> {
-        if self
-            .holds
-            .iter()
-            .any(|hold| hold.intersection(range).is_some())
-        {
-            return Err(SpaceError::WrongState {
-                range,
-                state: "held",
-            });
+        if self.holds.iter().any(|hold| hold.intersection(range).is_some()) {
+            return Err(SpaceError::WrongState { range, state: "held" });
         }
         self.map.remove(range)?;
         let mut removed = self.remove_translations(range)?;
@@ -318,10 +311,7 @@ impl<M: Mirror> VmSpace<M> {
     pub fn forget(&mut self, range: GpaRange) -> Result<Removed, SpaceError> {
         self.map.must_cover(range)?;
         if self.map.overlapping(range).any(|entry| entry.wired) {
-            return Err(SpaceError::WrongState {
-                range,
-                state: "wired",
-            });
+            return Err(SpaceError::WrongState { range, state: "wired" });
         }
         self.remove_translations(range)
     }
@@ -330,9 +320,7 @@ impl<M: Mirror> VmSpace<M> {
         let mut removed = Removed::default();
         removed.translations = self.tables.remove(range, &mut removed.tables, |_, _| {});
         if removed.translations > 0 {
-            self.mirror
-                .unmap(range)
-                .map_err(|error| host("unmap guest memory", &error))?;
+            self.mirror.unmap(range).map_err(|error| host("unmap guest memory", &error))?;
         }
         Ok(removed)
     }
@@ -349,13 +337,9 @@ impl<M: Mirror> VmSpace<M> {
     ) -> Result<Removed, SpaceError> {
         let readable = protection.contains(Protection::READ);
         if !readable && self.map.overlapping(range).any(|entry| entry.wired) {
-            return Err(SpaceError::WrongState {
-                range,
-                state: "wired",
-            });
+            return Err(SpaceError::WrongState { range, state: "wired" });
         }
-        self.map
-            .change(range, |entry| entry.protection = protection)?;
+        self.map.change(range, |entry| entry.protection = protection)?;
         if !readable {
             // FreeBSD's pmap_protect: no access means remove.
             return self.remove_translations(range);
@@ -375,10 +359,7 @@ impl<M: Mirror> VmSpace<M> {
                 .set_writable(range, writable)
                 .map_err(|error| host("change the write protection of guest memory", &error))?;
         }
-        Ok(Removed {
-            translations: lost,
-            ..Removed::default()
-        })
+        Ok(Removed { translations: lost, ..Removed::default() })
     }
 
     /// Makes a range resident and reachable for good. `beat` is called now and then:
@@ -423,9 +404,7 @@ impl<M: Mirror> VmSpace<M> {
             leaf | wired
         });
         self.wired_pages += newly;
-        self.map
-            .change(part, |entry| entry.wired = true)
-            .map_err(io::Error::other)
+        self.map.change(part, |entry| entry.wired = true).map_err(io::Error::other)
     }
 
     /// Undoes [`VmSpace::wire`]. A software bit only: no shootdown (`pmap_unwire`).
@@ -436,17 +415,12 @@ impl<M: Mirror> VmSpace<M> {
     pub fn unwire(&mut self, range: GpaRange) -> Result<(), SpaceError> {
         self.map.must_cover(range)?;
         if !self.map.overlapping(range).all(|entry| entry.wired) {
-            return Err(SpaceError::WrongState {
-                range,
-                state: "not wired",
-            });
+            return Err(SpaceError::WrongState { range, state: "not wired" });
         }
         self.map.change(range, |entry| entry.wired = false)?;
         let wired = self.tables.masks().wired;
         self.wired_pages -= self.tables.update(range, |leaf| leaf & !wired);
-        self.memory
-            .unlock(range)
-            .map_err(|error| host("unlock guest memory", &error))
+        self.memory.unlock(range).map_err(|error| host("unlock guest memory", &error))
     }
 
     /// Keeps the pages of `ranges` where they are, and makes them exist.
@@ -457,10 +431,8 @@ impl<M: Mirror> VmSpace<M> {
     pub fn hold(&mut self, ranges: &[GpaRange], access: Protection) -> Result<(), SpaceError> {
         for &range in ranges {
             self.map.must_cover(range)?;
-            if let Some(entry) = self
-                .map
-                .overlapping(range)
-                .find(|entry| !entry.protection.contains(access))
+            if let Some(entry) =
+                self.map.overlapping(range).find(|entry| !entry.protection.contains(access))
             {
                 let at = entry.range.start().max(range.start());
                 return Err(SpaceError::Forbidden { at, wanted: access });
@@ -488,13 +460,10 @@ impl<M: Mirror> VmSpace<M> {
     pub fn release(&mut self, ranges: &[GpaRange], install: bool) -> Result<(), SpaceError> {
         for &range in ranges {
             let hold = self.holds.iter().position(|hold| *hold == range);
-            self.holds.swap_remove(hold.ok_or(SpaceError::WrongState {
-                range,
-                state: "not held",
-            })?);
+            self.holds
+                .swap_remove(hold.ok_or(SpaceError::WrongState { range, state: "not held" })?);
             if install {
-                self.install_resident(range)
-                    .map_err(|error| host("map guest memory", &error))?;
+                self.install_resident(range).map_err(|error| host("map guest memory", &error))?;
             }
         }
         Ok(())
@@ -524,9 +493,7 @@ impl<M: Mirror> VmSpace<M> {
     pub fn give_back(&mut self, removed: Removed) -> Result<(), SpaceError> {
         self.tables.give_back(removed.tables);
         for range in removed.frames {
-            self.memory
-                .free(range)
-                .map_err(|error| host("free guest memory", &error))?;
+            self.memory.free(range).map_err(|error| host("free guest memory", &error))?;
             for page in range.iter_pages() {
                 let number = self.page_number(page);
                 self.resident.remove(number);
@@ -538,9 +505,7 @@ impl<M: Mirror> VmSpace<M> {
     /// The frame that `gpa` translates to now (FreeBSD's `pmap_extract`).
     #[must_use]
     pub fn extract(&self, gpa: Gpa) -> Option<u64> {
-        self.tables
-            .leaf(gpa)
-            .map(|leaf| leaf & FRAME_MASK | gpa.0 & (PAGE_SIZE - 1))
+        self.tables.leaf(gpa).map(|leaf| leaf & FRAME_MASK | gpa.0 & (PAGE_SIZE - 1))
     }
 }
 
@@ -552,10 +517,7 @@ fn loses_rights(masks: &Masks, before: u64, after: u64) -> bool {
 }
 
 fn host(what: &'static str, error: &io::Error) -> SpaceError {
-    SpaceError::Host {
-        what,
-        why: error.to_string(),
-    }
+    SpaceError::Host { what, why: error.to_string() }
 }
 
 #[cfg(test)]

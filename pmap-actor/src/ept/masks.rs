@@ -89,12 +89,8 @@ impl Masks {
     /// The bits of a pmap of this type with these flags.
     #[must_use]
     pub fn of(kind: PmapType, flags: PmapFlags) -> Self {
-        let software = |mask: Self| Self {
-            superpage: 1 << 7,
-            managed: 1 << 10,
-            wired: 1 << 11,
-            ..mask
-        };
+        let software =
+            |mask: Self| Self { superpage: 1 << 7, managed: 1 << 10, wired: 1 << 11, ..mask };
         let none = Self {
             valid: 0,
             writable: 0,
@@ -145,11 +141,7 @@ impl Masks {
     /// written, because nothing harvests these bits yet and a trap would have no reader.
     #[must_use]
     pub fn leaf(&self, frame: u64, protection: Protection) -> u64 {
-        debug_assert_eq!(
-            frame & !FRAME_MASK,
-            0,
-            "a frame is page-aligned and has at most 52 bits"
-        );
+        debug_assert_eq!(frame & !FRAME_MASK, 0, "a frame is page-aligned and has at most 52 bits");
         frame
             | self.valid
             | self.accessed
@@ -163,11 +155,8 @@ impl Masks {
     #[must_use]
     pub fn permissions(&self, protection: Protection) -> u64 {
         // Modified without writable is a bug (FreeBSD's pmap_enter asserts it).
-        let write = if protection.contains(Protection::WRITE) {
-            self.writable | self.modified
-        } else {
-            0
-        };
+        let write =
+            if protection.contains(Protection::WRITE) { self.writable | self.modified } else { 0 };
         let execute = if protection.contains(Protection::EXECUTE) {
             self.executable
         } else {
@@ -228,23 +217,14 @@ mod tests {
         let emulated = ept(PmapFlags::EMULATE_AD_BITS);
         assert_eq!(emulated.leaf(0, RWX), 0x0030_0000_0000_0477);
         assert_eq!(emulated.leaf(0, read_execute), 0x0010_0000_0000_0475);
-        assert_eq!(
-            emulated.leaf(0, RWX) | emulated.wired,
-            0x0030_0000_0000_0c77
-        );
+        assert_eq!(emulated.leaf(0, RWX) | emulated.wired, 0x0030_0000_0000_0c77);
     }
 
     #[test]
     fn tables_have_freebsds_bits_in_both_layouts() {
         assert_eq!(ept(PmapFlags::empty()).table(0x5000), 0x5307);
-        assert_eq!(
-            ept(PmapFlags::EMULATE_AD_BITS).table(0x5000),
-            0x0030_0000_0000_5007
-        );
-        assert_eq!(
-            Masks::of(PmapType::PtX86, PmapFlags::empty()).table(0x5000),
-            0x5067
-        );
+        assert_eq!(ept(PmapFlags::EMULATE_AD_BITS).table(0x5000), 0x0030_0000_0000_5007);
+        assert_eq!(Masks::of(PmapType::PtX86, PmapFlags::empty()).table(0x5000), 0x5067);
     }
 
     #[test]
@@ -291,9 +271,8 @@ mod tests {
         for bits in 0..8 {
             let flags = PmapFlags::from_bits_retain(bits << 8);
             let masks = ept(flags);
-            for protection in (1..8)
-                .map(Protection::from_bits_retain)
-                .filter(|p| p.contains(Protection::READ))
+            for protection in
+                (1..8).map(Protection::from_bits_retain).filter(|p| p.contains(Protection::READ))
             {
                 let leaf = masks.leaf(0x7000, protection);
                 assert!(!Masks::is_misconfigured(leaf, true, flags), "{leaf:#x}");
@@ -308,11 +287,7 @@ mod tests {
         assert!(Masks::is_misconfigured(0b010, true, none));
         assert!(Masks::is_misconfigured(0b110, true, none));
         assert!(Masks::is_misconfigured(0b100, true, none));
-        assert!(!Masks::is_misconfigured(
-            0b100,
-            true,
-            PmapFlags::EXECUTE_ONLY
-        ));
+        assert!(!Masks::is_misconfigured(0b100, true, PmapFlags::EXECUTE_ONLY));
         assert!(Masks::is_misconfigured(0b001 | 2 << 3, true, none));
         assert!(!Masks::is_misconfigured(0, true, none));
     }

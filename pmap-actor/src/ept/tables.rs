@@ -36,27 +36,26 @@ struct Arena {
 }
 
 impl Arena {
-    fn new() -> Self {
-        Self {
-            chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
-        }
+    /// Room for the tables of `layout`, twice: once in the tree, once on their way through a
+    /// shootdown.
+    fn new(layout: MemoryLayout) -> Self {
+        let leaf_tables = layout.end().0.div_ceil(PAGE_SIZE << 9);
+        let upper_tables = layout.end().0.div_ceil(PAGE_SIZE << 18) + 512 + 1;
+        let chunks = (2 * (leaf_tables + upper_tables)).div_ceil(CHUNK as u64);
+        Self { chunks: (0..chunks).map(|_| OnceLock::new()).collect() }
     }
 
     fn table(&self, frame: TableFrame) -> &Table {
         let index = frame.index();
-        &self.chunks[index / CHUNK]
-            .get()
-            .expect("an entry leads only to tables that were made")[index % CHUNK]
+        &self.chunks[index / CHUNK].get().expect("an entry leads only to tables that were made")
+            [index % CHUNK]
     }
 
     fn make_chunk(&self, chunk: usize) {
         self.chunks[chunk].get_or_init(|| {
             let zero = |_| std::array::from_fn(|_| AtomicU64::new(0));
             let tables: Vec<Table> = (0..CHUNK).map(zero).collect();
-            tables
-                .into_boxed_slice()
-                .try_into()
-                .expect("as many tables as a chunk has")
+            tables.into_boxed_slice().try_into().expect("as many tables as a chunk has")
         });
     }
 }
@@ -128,22 +127,13 @@ impl Tables {
     pub fn new(masks: Masks, layout: MemoryLayout) -> Self {
         let arena = Arc::new(Arena::new(layout));
         arena.make_chunk(0);
-        Self {
-            arena,
-            masks,
-            used: vec![0],
-            free: Vec::new(),
-            leaves: 0,
-        }
+        Self { arena, masks, used: vec![0], free: Vec::new(), leaves: 0 }
     }
 
     /// Somebody who reads.
     #[must_use]
     pub fn view(&self) -> View {
-        View {
-            arena: self.arena.clone(),
-            masks: self.masks,
-        }
+        View { arena: self.arena.clone(), masks: self.masks }
     }
 
     /// The bits of these tables.
@@ -186,10 +176,7 @@ impl Tables {
     ///
     /// For a `gpa` of more than 48 bits or outside the layout: the map admits neither.
     pub fn enter(&mut self, gpa: Gpa, leaf: u64) -> u64 {
-        assert!(
-            gpa.0 >> ADDRESS_BITS == 0,
-            "{gpa} has more than {ADDRESS_BITS} bits"
-        );
+        assert!(gpa.0 >> ADDRESS_BITS == 0, "{gpa} has more than {ADDRESS_BITS} bits");
         let mut table = TableFrame(0);
         for level in (2..=4).rev() {
             let at = slot(gpa, level);
@@ -244,10 +231,7 @@ impl Tables {
                     continue;
                 }
                 let after = change(before);
-                assert!(
-                    after & self.masks.valid != 0,
-                    "a change of permissions removed an entry"
-                );
+                assert!(after & self.masks.valid != 0, "a change of permissions removed an entry");
                 if after != before {
                     place.store(after, Ordering::Relaxed); // T3, as for a removal.
                     changed += 1;
@@ -350,10 +334,7 @@ mod tests {
 
     fn tables() -> Tables {
         let layout = MemoryLayout::split(600 << 30, LOWMEM_LIMIT, 48).unwrap();
-        Tables::new(
-            Masks::of(PmapType::PtEpt, PmapFlags::EMULATE_AD_BITS),
-            layout,
-        )
+        Tables::new(Masks::of(PmapType::PtEpt, PmapFlags::EMULATE_AD_BITS), layout)
     }
 
     fn range(start: u64, pages: u64) -> GpaRange {
@@ -408,11 +389,7 @@ mod tests {
         assert_eq!(tables.table_pages(), 1);
         fill(&mut tables, range(0, 1));
         assert_eq!(tables.table_pages(), 4);
-        assert_eq!(
-            tables.leaf(Gpa(0x1000)),
-            None,
-            "a reused table is all zeroes"
-        );
+        assert_eq!(tables.leaf(Gpa(0x1000)), None, "a reused table is all zeroes");
     }
 
     #[test]

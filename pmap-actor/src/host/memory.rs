@@ -13,10 +13,7 @@
 //! the pmap itself use; what is written there is in the object whether or not the guest can
 //! reach it. A *frame* is an offset into the memfd.
 
-#![expect(
-    unsafe_code,
-    reason = "maps memory, and hands its addresses to the kernel"
-)]
+#![expect(unsafe_code, reason = "maps memory, and hands its addresses to the kernel")]
 
 use std::fs::File;
 use std::io;
@@ -72,11 +69,7 @@ pub struct Slot {
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 impl GuestMemory {
@@ -113,12 +106,7 @@ impl GuestMemory {
             .iter()
             .map(|&(range, frame)| GuestView::new(&file, range, frame))
             .collect::<io::Result<_>>()?;
-        Ok(Self {
-            file,
-            layout,
-            backing,
-            views,
-        })
+        Ok(Self { file, layout, backing, views })
     }
 
     /// Where the memory lies.
@@ -135,10 +123,9 @@ impl GuestMemory {
 
     /// What KVM's memory slots are.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
-        self.views.iter().map(|view| Slot {
-            range: view.range,
-            host: view.base.as_ptr().addr() as u64,
-        })
+        self.views
+            .iter()
+            .map(|view| Slot { range: view.range, host: view.base.as_ptr().addr() as u64 })
     }
 
     fn view(&self, gpa: Gpa) -> &GuestView {
@@ -203,10 +190,7 @@ impl GuestMemory {
     ///
     /// The operating system's.
     pub fn free(&self, range: GpaRange) -> io::Result<()> {
-        self.allocate(
-            range,
-            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-        )
+        self.allocate(range, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
     }
 
     fn allocate(&self, range: GpaRange, mode: libc::c_int) -> io::Result<()> {
@@ -241,11 +225,7 @@ impl GuestMemory {
     ///
     /// The operating system's.
     pub fn set_view_access(&self, range: GpaRange, allowed: bool) -> io::Result<()> {
-        let protection = if allowed {
-            libc::PROT_READ | libc::PROT_WRITE
-        } else {
-            libc::PROT_NONE
-        };
+        let protection = if allowed { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
         // SAFETY: as in `unmap_view`.
         checked(unsafe { libc::mprotect(self.place(range), self.len(range), protection) })
     }
@@ -272,10 +252,7 @@ impl GuestMemory {
 
     fn place(&self, range: GpaRange) -> *mut libc::c_void {
         let view = self.view(range.start());
-        assert!(
-            view.range.covers(range),
-            "{range} is not one stretch of memory"
-        );
+        assert!(view.range.covers(range), "{range} is not one stretch of memory");
         let offset = self.len_of(range.start().0 - view.range.start().0);
         view.base.as_ptr().wrapping_byte_add(offset)
     }
@@ -293,21 +270,11 @@ impl GuestView {
     fn new(file: &File, range: GpaRange, frame: u64) -> io::Result<Self> {
         let len = usize::try_from(range.len()).map_err(io::Error::other)?;
         let too_long = || io::Error::from_raw_os_error(libc::ENOMEM);
-        let reserved = len
-            .checked_add(2 * GUARD + ALIGNMENT)
-            .ok_or_else(too_long)?;
+        let reserved = len.checked_add(2 * GUARD + ALIGNMENT).ok_or_else(too_long)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a fresh reservation at an address of the kernel's choice.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                reserved,
-                libc::PROT_NONE,
-                flags,
-                -1,
-                0,
-            )
-        };
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -358,30 +325,15 @@ mod tests {
     fn memory_takes_nothing_until_it_is_touched_and_gives_back_what_is_freed() {
         let memory = split(256 << 20);
         assert_eq!(memory.resident_bytes().unwrap(), 0);
-        memory
-            .backing()
-            .write_obj(7u64, GuestAddress(0x5000))
-            .unwrap();
+        memory.backing().write_obj(7u64, GuestAddress(0x5000)).unwrap();
         assert_eq!(memory.resident_bytes().unwrap(), 4096);
         let range = GpaRange::new(Gpa(0x4000), 0x4000).unwrap();
         memory.populate(range).unwrap();
         assert_eq!(memory.resident_bytes().unwrap(), 0x4000);
-        assert_eq!(
-            memory
-                .backing()
-                .read_obj::<u64>(GuestAddress(0x5000))
-                .unwrap(),
-            7
-        );
+        assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x5000)).unwrap(), 7);
         memory.free(range).unwrap();
         assert_eq!(memory.resident_bytes().unwrap(), 0);
-        assert_eq!(
-            memory
-                .backing()
-                .read_obj::<u64>(GuestAddress(0x5000))
-                .unwrap(),
-            0
-        );
+        assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x5000)).unwrap(), 0);
     }
 
     #[test]
@@ -393,11 +345,7 @@ mod tests {
         assert_eq!(memory.frame_of(Gpa(4 << 30)), 1 << 30);
         let low_end = memory.guest_address(Gpa((1 << 30) - 1)) + 1;
         assert_eq!(memory.gpa_of(low_end), None);
-        assert!(
-            memory
-                .slots()
-                .all(|slot| slot.host.is_multiple_of(ALIGNMENT as u64))
-        );
+        assert!(memory.slots().all(|slot| slot.host.is_multiple_of(ALIGNMENT as u64)));
     }
 
     #[test]

@@ -169,10 +169,7 @@ impl Userfault {
     pub fn open() -> Result<Self, NoUserfault> {
         let missing = feature::NEEDED & !Self::features()?;
         if missing != 0 {
-            return Err(NoUserfault::TooOld {
-                missing,
-                needed: feature::NEEDED,
-            });
+            return Err(NoUserfault::TooOld { missing, needed: feature::NEEDED });
         }
         let this = Self::open_raw()?;
         this.agree(feature::NEEDED).map_err(NoUserfault::Other)?;
@@ -197,9 +194,7 @@ impl Userfault {
         if fd >= 0 {
             let fd = RawFd::try_from(fd).expect("a file descriptor is an int");
             // SAFETY: `fd` was just created and nobody else owns it.
-            return Ok(Self {
-                fd: unsafe { OwnedFd::from_raw_fd(fd) },
-            });
+            return Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } });
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
@@ -215,17 +210,11 @@ impl Userfault {
             return Err(NoUserfault::Denied);
         }
         // SAFETY: `fd` was just created and nobody else owns it.
-        Ok(Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
     fn agree(&self, features: u64) -> io::Result<u64> {
-        let mut argument = ApiArgument {
-            api: API,
-            features,
-            ioctls: 0,
-        };
+        let mut argument = ApiArgument { api: API, features, ioctls: 0 };
         self.ioctl(UFFDIO_API, &mut argument)?;
         Ok(argument.features)
     }
@@ -234,11 +223,7 @@ impl Userfault {
         // SAFETY: each number above carries the size of its argument, and is only used
         // with that type; the kernel reads and writes no more than that.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), number, &raw mut *argument) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Reports faults in `len` bytes at `start` from now on: missing pages, pages that are
@@ -251,11 +236,7 @@ impl Userfault {
         let mode = MODE_MISSING | MODE_MINOR | MODE_WP;
         self.ioctl(
             UFFDIO_REGISTER,
-            &mut RangeModeResult {
-                range: Range { start, len },
-                mode,
-                result: 0,
-            },
+            &mut RangeModeResult { range: Range { start, len }, mode, result: 0 },
         )
     }
 
@@ -268,11 +249,7 @@ impl Userfault {
         let mut messages = [Message::default(); BATCH];
         // SAFETY: `messages` is plain integers, writable for its whole size.
         let bytes = unsafe {
-            libc::read(
-                self.fd.as_raw_fd(),
-                messages.as_mut_ptr().cast(),
-                size_of_val(&messages),
-            )
+            libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), size_of_val(&messages))
         };
         let Ok(bytes) = usize::try_from(bytes) else {
             let error = io::Error::last_os_error();
@@ -308,11 +285,7 @@ impl Userfault {
     pub fn zero(&self, start: u64, len: u64) -> io::Result<Installed> {
         self.install(
             UFFDIO_ZEROPAGE,
-            RangeModeResult {
-                range: Range { start, len },
-                mode: 0,
-                result: 0,
-            },
+            RangeModeResult { range: Range { start, len }, mode: 0, result: 0 },
         )
     }
 
@@ -325,11 +298,7 @@ impl Userfault {
         let mode = if writable { 0 } else { CONTINUE_MODE_WP };
         self.install(
             UFFDIO_CONTINUE,
-            RangeModeResult {
-                range: Range { start, len },
-                mode,
-                result: 0,
-            },
+            RangeModeResult { range: Range { start, len }, mode, result: 0 },
         )
     }
 
@@ -353,10 +322,7 @@ impl Userfault {
     /// The operating system's.
     pub fn set_write_protection(&self, start: u64, len: u64, protect: bool) -> io::Result<()> {
         let mode = if protect { WRITEPROTECT_MODE_WP } else { 0 };
-        let mut argument = RangeMode {
-            range: Range { start, len },
-            mode,
-        };
+        let mut argument = RangeMode { range: Range { start, len }, mode };
         loop {
             match self.ioctl(UFFDIO_WRITEPROTECT, &mut argument) {
                 // The mapping is being changed elsewhere in this process; it ends by itself.

@@ -28,11 +28,7 @@ impl ScriptedMirror {
             self.pages.insert(page.0, writable);
             done += PAGE_SIZE;
         }
-        Ok(if done == 0 {
-            Installed::AlreadyThere
-        } else {
-            Installed::Bytes(done)
-        })
+        Ok(if done == 0 { Installed::AlreadyThere } else { Installed::Bytes(done) })
     }
 }
 
@@ -77,12 +73,7 @@ fn range(start: u64, pages: u64) -> GpaRange {
 fn space(around: u64) -> VmSpace<ScriptedMirror> {
     let layout = MemoryLayout::split(PAGES * PAGE_SIZE, LOWMEM_LIMIT, 48).unwrap();
     let memory = Arc::new(GuestMemory::new(layout).unwrap());
-    VmSpace::new(
-        memory,
-        PmapFlags::EMULATE_AD_BITS,
-        ScriptedMirror::default(),
-        around,
-    )
+    VmSpace::new(memory, PmapFlags::EMULATE_AD_BITS, ScriptedMirror::default(), around)
 }
 
 fn full(around: u64) -> VmSpace<ScriptedMirror> {
@@ -94,10 +85,7 @@ fn full(around: u64) -> VmSpace<ScriptedMirror> {
 #[test]
 fn a_first_touch_brings_its_neighbours_and_nothing_beyond_the_window() {
     let mut space = full(16);
-    assert_eq!(
-        space.fault(Gpa(0x5123), true).unwrap(),
-        Served::ZeroFilled(16)
-    );
+    assert_eq!(space.fault(Gpa(0x5123), true).unwrap(), Served::ZeroFilled(16));
     assert_eq!(space.tables().leaves(), 16);
     assert_eq!(space.extract(Gpa(0x5123)), Some(0x5123));
     assert_eq!(space.extract(Gpa(0x10_000)), None);
@@ -115,10 +103,7 @@ fn a_page_whose_mapping_the_host_dropped_is_mapped_again_not_zeroed() {
     let mut space = full(1);
     let _ = space.fault(Gpa(0), true).unwrap();
     space.mirror.pages.clear();
-    assert_eq!(
-        space.fault(Gpa(0), true).unwrap(),
-        Served::MappedExisting(1)
-    );
+    assert_eq!(space.fault(Gpa(0), true).unwrap(), Served::MappedExisting(1));
 }
 
 #[test]
@@ -128,39 +113,21 @@ fn a_touch_of_a_hole_is_a_hole_and_a_store_to_read_only_memory_is_that() {
     space.map(range(0, 1), RX).unwrap();
     assert!(matches!(space.fault(Gpa(0), true), Err(Unserved::ReadOnly)));
     assert_eq!(space.fault(Gpa(0), false).unwrap(), Served::ZeroFilled(1));
-    assert_eq!(
-        space.mirror.pages[&0], false,
-        "read-only memory is mapped read-only"
-    );
+    assert_eq!(space.mirror.pages[&0], false, "read-only memory is mapped read-only");
 }
 
 #[test]
 fn unmapped_frames_stay_until_the_shootdown_gives_them_back() {
     let mut space = full(1);
     let memory = space.memory().clone();
-    memory
-        .backing()
-        .write_obj(7u64, GuestAddress(0x3000))
-        .unwrap();
+    memory.backing().write_obj(7u64, GuestAddress(0x3000)).unwrap();
     space.hold(&[range(3, 1)], RWX).unwrap();
     space.release(&[range(3, 1)], true).unwrap();
     let removed = space.unmap(range(3, 1)).unwrap();
     assert!(!removed.is_harmless());
-    assert_eq!(
-        memory
-            .backing()
-            .read_obj::<u64>(GuestAddress(0x3000))
-            .unwrap(),
-        7
-    );
+    assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x3000)).unwrap(), 7);
     space.give_back(removed).unwrap();
-    assert_eq!(
-        memory
-            .backing()
-            .read_obj::<u64>(GuestAddress(0x3000))
-            .unwrap(),
-        0
-    );
+    assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x3000)).unwrap(), 0);
 }
 
 #[test]
@@ -179,19 +146,10 @@ fn only_lost_rights_need_a_shootdown() {
     assert!(space.protect(range(0, 1), RX).unwrap().is_harmless());
     assert!(space.protect(range(0, 1), RWX).unwrap().is_harmless());
     assert_eq!(
-        space
-            .protect(range(0, 1), Protection::READ | Protection::WRITE)
-            .unwrap()
-            .translations(),
+        space.protect(range(0, 1), Protection::READ | Protection::WRITE).unwrap().translations(),
         1
     );
-    assert_eq!(
-        space
-            .protect(range(0, 1), Protection::empty())
-            .unwrap()
-            .translations(),
-        1
-    );
+    assert_eq!(space.protect(range(0, 1), Protection::empty()).unwrap().translations(), 1);
     assert!(matches!(space.fault(Gpa(0), false), Err(Unserved::Hole)));
 }
 
@@ -210,10 +168,7 @@ fn held_and_wired_memory_is_not_unmapped_and_wired_memory_not_forgotten() {
     space.hold(&[range(3, 2)], RWX).unwrap();
     assert_eq!(
         space.unmap(range(4, 1)).unwrap_err(),
-        SpaceError::WrongState {
-            range: range(4, 1),
-            state: "held"
-        }
+        SpaceError::WrongState { range: range(4, 1), state: "held" }
     );
     space.release(&[range(3, 2)], false).unwrap();
     space.wire(range(4, 1), || {}).unwrap();
@@ -223,18 +178,12 @@ fn held_and_wired_memory_is_not_unmapped_and_wired_memory_not_forgotten() {
         space.forget(range(0, 9)),
         space.protect(range(4, 1), Protection::empty()),
     ] {
-        assert!(matches!(
-            refused,
-            Err(SpaceError::WrongState { state: "wired", .. })
-        ));
+        assert!(matches!(refused, Err(SpaceError::WrongState { state: "wired", .. })));
     }
     space.unwire(range(4, 1)).unwrap();
     assert!(matches!(
         space.unwire(range(4, 1)),
-        Err(SpaceError::WrongState {
-            state: "not wired",
-            ..
-        })
+        Err(SpaceError::WrongState { state: "not wired", .. })
     ));
     assert_eq!(space.wired_pages(), 0);
 }
@@ -295,18 +244,10 @@ fn follow(space: &mut VmSpace<ScriptedMirror>, model: &mut [Page], step: &Step) 
     match *step {
         Step::Map(range, writable) => {
             let allowed = all(range, |page| !page.mapped, model);
-            assert_eq!(
-                space.map(range, if writable { RWX } else { RX }).is_ok(),
-                allowed
-            );
+            assert_eq!(space.map(range, if writable { RWX } else { RX }).is_ok(), allowed);
             if allowed {
                 set(model, range, |page| {
-                    *page = Page {
-                        mapped: true,
-                        readable: true,
-                        writable,
-                        ..Page::default()
-                    }
+                    *page = Page { mapped: true, readable: true, writable, ..Page::default() }
                 });
             }
         }
@@ -350,9 +291,7 @@ fn follow(space: &mut VmSpace<ScriptedMirror>, model: &mut [Page], step: &Step) 
             // Wiring what nobody may read is left out: the guest could not reach it anyway.
             if all(range, |page| page.mapped && page.readable, model) {
                 space.wire(range, || {}).unwrap();
-                set(model, range, |page| {
-                    (page.wired, page.reachable) = (true, true)
-                });
+                set(model, range, |page| (page.wired, page.reachable) = (true, true));
             }
         }
         Step::Unwire(range) => {
