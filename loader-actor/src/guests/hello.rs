@@ -16,27 +16,28 @@ use std::arch::global_asm;
 
 use actors::Gva;
 use actors::contract::boot::{EntryMode, EntryState};
+use actors::platform::{COM1, PM1_CONTROL, PM1_SLEEP_ENABLE, PM1_SLEEP_TYPE_SHIFT, S5_SLEEP_TYPE};
 
 use super::Guest;
 use super::image::image_between;
-use super::places::{IMAGE, IMAGE_SEGMENT, PM1_CONTROL_PORT, POWER_OFF, SERIAL_PORT};
+use super::places::{START, START_SEGMENT, TABLES};
 
 /// Prints one line and powers off.
 pub const GUEST: Guest = Guest {
     name: "hello",
     about: "vcpu 0 prints one line and powers off",
     image,
-    load_at: IMAGE,
+    load_at: START,
     entry,
     prepare: |_, _| Vec::new(),
-    memory_bytes: super::places::TABLES.0,
+    memory_bytes: TABLES.0,
     most_vcpus: super::places::MOST_VCPUS,
 };
 
 fn entry() -> EntryState {
     EntryState {
         mode: EntryMode::Real {
-            segment: IMAGE_SEGMENT,
+            segment: START_SEGMENT,
         },
         rip: Gva(0),
         rsp: Gva(0),
@@ -86,7 +87,7 @@ skep_guest_hello_end:
     .code64
     .popsection
     "#,
-    serial = const SERIAL_PORT,
-    pm1_control = const PM1_CONTROL_PORT,
-    power_off = const POWER_OFF,
+    serial = const COM1,
+    pm1_control = const PM1_CONTROL,
+    power_off = const (S5_SLEEP_TYPE as u16) << PM1_SLEEP_TYPE_SHIFT | PM1_SLEEP_ENABLE,
 );

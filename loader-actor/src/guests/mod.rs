@@ -13,10 +13,14 @@
 use actors::Gpa;
 use actors::contract::boot::EntryState;
 use actors::layout::MemoryLayout;
+pub use start::Level;
 
 pub mod hello;
 mod image;
 pub mod places;
+pub mod spin;
+pub mod start;
+mod tables;
 
 /// Bytes to place in the guest's memory, and where.
 pub type Piece = (Gpa, Vec<u8>);
@@ -102,7 +106,7 @@ impl Guest {
 }
 
 /// All of them, in the order of `--help`.
-pub const ALL: &[&Guest] = &[&hello::GUEST];
+pub const ALL: &[&Guest] = &[&hello::GUEST, &spin::GUEST];
 
 /// The guest that `--guest` calls `name`.
 #[must_use]
