@@ -190,7 +190,7 @@ impl GpaRange {
 
     /// The addresses of its pages, upwards.
     pub fn iter_pages(self) -> impl Iterator<Item = Gpa> {
-        (self.start.0..self.end().0).step_by(PAGE_SIZE as usize).map(Gpa)
+        (0..self.pages()).map(move |page| Gpa(self.start.0 + page * PAGE_SIZE))
     }
 }
 

@@ -1,10 +1,5 @@
 //! Named threads whose end is always noticed.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "the one place that may start a thread: it names it"
-)]
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 

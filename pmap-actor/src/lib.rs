@@ -6,12 +6,21 @@
 //! anything at any time, because the next touch faults and asks again. Together they are
 //! the [`vmspace`], and the host mapping that KVM follows is kept in step by the [`mirror`].
 //!
+//! One actor, [`space_actor`], owns all of it, so the two never disagree in public; everybody
+//! else holds a [`handle::SpaceHandle`].
+//!
 //! Reading order: `map.rs` (what should be) → `ept/` (bits and tables) → `vmspace.rs` (the
-//! operations) → `mirror.rs` and `host/` (what the host is told).
+//! operations) → `mirror.rs` and `host/` (what the host is told) → `space_actor.rs` (who may
+//! ask what, and how removals wait for their shootdown).
 
 pub mod ept;
+pub mod handle;
 pub mod host;
+pub mod latency;
 pub mod map;
 pub mod mirror;
 mod pages;
+pub mod record;
+pub mod roster;
+pub mod space_actor;
 pub mod vmspace;

@@ -70,6 +70,8 @@ pub trait Mirror {
 pub struct KvmMirror {
     memory: Arc<GuestMemory>,
     userfault: Arc<Userfault>,
+    /// For tests that a guest notices: `unmap` does nothing.
+    skip_unmap: bool,
 }
 
 impl KvmMirror {
@@ -78,11 +80,15 @@ impl KvmMirror {
     /// # Errors
     ///
     /// The host's refusal.
-    pub fn new(memory: Arc<GuestMemory>, userfault: Arc<Userfault>) -> io::Result<Self> {
+    pub fn new(
+        memory: Arc<GuestMemory>,
+        userfault: Arc<Userfault>,
+        skip_unmap: bool,
+    ) -> io::Result<Self> {
         for slot in memory.slots() {
             userfault.register(slot.host, slot.range.len())?;
         }
-        Ok(Self { memory, userfault })
+        Ok(Self { memory, userfault, skip_unmap })
     }
 
     fn address(&self, range: GpaRange) -> u64 {
@@ -104,7 +110,7 @@ impl Mirror for KvmMirror {
     }
 
     fn unmap(&mut self, range: GpaRange) -> io::Result<()> {
-        self.memory.unmap_view(range)
+        if self.skip_unmap { Ok(()) } else { self.memory.unmap_view(range) }
     }
 
     fn refuse(&mut self, range: GpaRange) -> io::Result<()> {

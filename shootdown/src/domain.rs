@@ -158,10 +158,7 @@ impl Domain {
             done: AtomicU64::new(0),
             saved: AtomicU64::new(0),
         };
-        Self {
-            generation: AtomicU64::new(0),
-            seats: (0..seats).map(|_| seat()).collect(),
-        }
+        Self { generation: AtomicU64::new(0), seats: (0..seats).map(|_| seat()).collect() }
     }
 
     /// How many invalidations there were.
@@ -217,11 +214,13 @@ impl Domain {
             }
             fence(Ordering::SeqCst); // K2: pairs with L2.
         }
-        Ticket {
-            target,
-            waiting,
-            removed,
-        }
+        Ticket { target, waiting, removed }
+    }
+
+    /// Whether [`Domain::redeem`] would succeed: the look at W1 by a raiser about to sleep.
+    #[must_use]
+    pub fn is_done<R>(&self, ticket: &Ticket<R>) -> bool {
+        ticket.waiting.iter().all(|&id| self.has_forgotten(id, ticket.target))
     }
 
     /// Gives back what the invalidation removed, or the ticket if somebody may still
@@ -231,28 +230,25 @@ impl Domain {
     ///
     /// The ticket itself, when it is too early; [`Ticket::waiting`] says because of whom.
     pub fn redeem<R>(&self, mut ticket: Ticket<R>) -> Result<R, Ticket<R>> {
-        let target = ticket.target.0;
-        ticket.waiting.retain(|&id| {
-            let seat = &self.seats[id.0];
-            // W1. A vcpu can leave and come back between two looks; `flushed` is how it is
-            // not waited for twice. Acquire pairs with L1, and with E4.
-            seat.in_guest.load(Ordering::Acquire) && seat.flushed.load(Ordering::Acquire) < target
-        });
-        if ticket.waiting.is_empty() {
-            Ok(ticket.removed)
-        } else {
-            Err(ticket)
-        }
+        let target = ticket.target;
+        ticket.waiting.retain(|&id| !self.has_forgotten(id, target));
+        if ticket.waiting.is_empty() { Ok(ticket.removed) } else { Err(ticket) }
+    }
+
+    /// Whether the vcpu at this seat can no longer use what `target` removed.
+    fn has_forgotten(&self, id: SeatId, target: Generation) -> bool {
+        let seat = &self.seats[id.0];
+        // W1. A vcpu can leave and come back between two looks; `flushed` is how it is
+        // not waited for twice. Acquire pairs with L1, and with E4.
+        !seat.in_guest.load(Ordering::Acquire) || seat.flushed.load(Ordering::Acquire) >= target.0
     }
 
     /// Accounts for the raises a vcpu that will never enter again has not flushed for.
     pub fn retire(&self, id: SeatId, cached: &mut Generation) {
         let now = self.generation();
         let seat = &self.seats[id.0];
-        seat.saved.store(
-            seat.saved.load(Ordering::Relaxed) + (now.0 - cached.0),
-            Ordering::Relaxed,
-        );
+        seat.saved
+            .store(seat.saved.load(Ordering::Relaxed) + (now.0 - cached.0), Ordering::Relaxed);
         *cached = now;
     }
 
@@ -270,12 +266,8 @@ impl Domain {
 impl Seat {
     /// One flush stands for `raises` raises. Only the owner counts, so no locked add.
     fn account(&self, raises: u64) {
-        self.done
-            .store(self.done.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        self.saved.store(
-            self.saved.load(Ordering::Relaxed) + raises - 1,
-            Ordering::Relaxed,
-        );
+        self.done.store(self.done.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.saved.store(self.saved.load(Ordering::Relaxed) + raises - 1, Ordering::Relaxed);
     }
 }
 

@@ -191,8 +191,9 @@ impl Masks {
         let (read, write, execute) = (entry & 1 != 0, entry & 2 != 0, entry & 4 != 0);
         let memory_type = entry >> 3 & 7;
         let present = read || write || execute;
+        let execute_only = execute && !read && !write;
         (write && !read)
-            || (execute && !read && !write && !flags.contains(PmapFlags::EXECUTE_ONLY))
+            || (execute_only && !flags.contains(PmapFlags::EXECUTE_ONLY))
             || (present && is_leaf && matches!(memory_type, 2 | 3 | 7))
     }
 }

@@ -113,7 +113,7 @@ fn a_touch_of_a_hole_is_a_hole_and_a_store_to_read_only_memory_is_that() {
     space.map(range(0, 1), RX).unwrap();
     assert!(matches!(space.fault(Gpa(0), true), Err(Unserved::ReadOnly)));
     assert_eq!(space.fault(Gpa(0), false).unwrap(), Served::ZeroFilled(1));
-    assert_eq!(space.mirror.pages[&0], false, "read-only memory is mapped read-only");
+    assert!(!space.mirror.pages[&0], "read-only memory is mapped read-only");
 }
 
 #[test]

@@ -1,0 +1,252 @@
+//! What everybody else holds of the pmap actor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actors::ask::{self, NoAnswer};
+use actors::contract::boot::MemoryPort;
+use actors::contract::space::{RaiseTimes, SpaceError, SpaceRequest, SpaceTally};
+use actors::contract::vcpu::Break;
+use actors::doorbell::Doorbell;
+use actors::pulse::Pulse;
+use actors::{Gpa, GpaRange, Protection};
+use crossbeam_channel::{Sender, TrySendError};
+use tokio::sync::oneshot;
+use vm_memory::GuestMemoryMmap;
+
+use crate::host::memory::GuestMemory;
+use crate::host::userfault::Userfault;
+
+/// How long an asker waits for the pmap. Wiring a large guest takes the longest.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The pmap actor, as seen from outside. Cheap to clone.
+///
+/// The methods wait for the answer, with a deadline: call them from threads that may
+/// block. Async code sends a [`SpaceRequest`] with [`SpaceHandle::tell`] and awaits the reply.
+#[derive(Clone)]
+pub struct SpaceHandle {
+    pub(crate) requests: Sender<SpaceRequest>,
+    pub(crate) bell: Arc<Doorbell>,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) userfault: Arc<Userfault>,
+    pub(crate) pulse: Pulse,
+}
+
+impl SpaceHandle {
+    /// Puts a request into the actor's mailbox. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Dead`] when the actor is gone, or so far behind that its mailbox is full.
+    pub fn tell(&self, request: SpaceRequest) -> Result<(), SpaceError> {
+        let sent = self.requests.try_send(request);
+        self.bell.ring();
+        sent.map_err(|error| match error {
+            TrySendError::Full(_) => SpaceError::Dead("does not keep up: its mailbox is full"),
+            TrySendError::Disconnected(_) => SpaceError::Dead("is gone"),
+        })
+    }
+
+    fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, SpaceError>>) -> SpaceRequest,
+    ) -> Result<T, SpaceError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(request(reply))?;
+        ask::wait(answer, DEADLINE).unwrap_or_else(|why| Err(dead(why)))
+    }
+
+    /// Adds anonymous memory to the map.
+    ///
+    /// # Errors
+    ///
+    /// Outside memory, occupied, or [`SpaceError::Dead`].
+    pub fn map(&self, range: GpaRange, protection: Protection) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::Map { range, protection, reply })
+    }
+
+    /// Takes memory out of the map; no vcpu can reach it when this returns, and its frames
+    /// are free.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, wired, held, or [`SpaceError::Dead`].
+    pub fn unmap(&self, range: GpaRange) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::Unmap { range, reply })
+    }
+
+    /// Forgets translations; contents stay. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, wired, or [`SpaceError::Dead`].
+    pub fn forget(&self, range: GpaRange) -> Result<u64, SpaceError> {
+        self.ask(|reply| SpaceRequest::Forget { range, reply })
+    }
+
+    /// Changes what the guest may do; what was lost is lost on every vcpu when this returns.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, wired, or [`SpaceError::Dead`].
+    pub fn protect(&self, range: GpaRange, protection: Protection) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::Protect { range, protection, reply })
+    }
+
+    /// Makes a range resident for good.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, no memory for it, or [`SpaceError::Dead`].
+    pub fn wire(&self, range: GpaRange) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::Wire { range, reply })
+    }
+
+    /// Undoes [`SpaceHandle::wire`].
+    ///
+    /// # Errors
+    ///
+    /// Not wired, or [`SpaceError::Dead`].
+    pub fn unwire(&self, range: GpaRange) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::Unwire { range, reply })
+    }
+
+    /// Holds the page at `gpa`: FreeBSD's `vm_gpa_hold`.
+    ///
+    /// # Errors
+    ///
+    /// Not mapped, not allowed, or [`SpaceError::Dead`].
+    pub fn gpa_hold(&self, gpa: Gpa, access: Protection) -> Result<HeldPage, SpaceError> {
+        let page = GpaRange::page_of(gpa);
+        self.ask(|reply| SpaceRequest::Hold { ranges: vec![page], access, reply })?;
+        Ok(HeldPage { space: self.clone(), page })
+    }
+
+    /// The raw entries that translate `at`, from the root down: FreeBSD's `pmap_get_mapping`.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Dead`].
+    pub fn mapping(&self, at: Gpa) -> Result<Vec<u64>, SpaceError> {
+        self.ask(|reply| SpaceRequest::Mapping { at, reply })
+    }
+
+    /// Raises an invalidation that removes nothing, and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Dead`].
+    pub fn raise(&self) -> Result<RaiseTimes, SpaceError> {
+        self.ask(|reply| SpaceRequest::Raise { reply })
+    }
+
+    /// What the actor counted so far.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Dead`].
+    pub fn count(&self) -> Result<SpaceTally, SpaceError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(SpaceRequest::Count { reply })?;
+        ask::wait(answer, DEADLINE).map_err(dead)
+    }
+
+    /// Breaks the actor, for tests of the supervision.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Dead`].
+    pub fn break_(&self, how: Break) -> Result<(), SpaceError> {
+        self.tell(SpaceRequest::Break(how))
+    }
+
+    /// The guest's memory object.
+    #[must_use]
+    pub fn guest_memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// The actor's sign of life.
+    #[must_use]
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// Rings the actor: a vcpu that came out while somebody waited for it does this.
+    #[must_use]
+    pub fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let bell = self.bell.clone();
+        Arc::new(move || bell.ring())
+    }
+
+    /// Ends every access of the guest with an error, from now on, without the actor: for a
+    /// machine whose pmap is dead or hangs. Nothing is served as zeroes by accident, and no
+    /// vcpu waits for an answer that will not come.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    pub fn seal(&self) -> std::io::Result<()> {
+        seal(&self.memory, &self.userfault)
+    }
+}
+
+pub(crate) fn seal(memory: &GuestMemory, userfault: &Userfault) -> std::io::Result<()> {
+    for slot in memory.slots() {
+        memory.set_view_access(slot.range, false)?;
+        userfault.wake(slot.host, slot.range.len())?;
+    }
+    Ok(())
+}
+
+fn dead(why: NoAnswer) -> SpaceError {
+    SpaceError::Dead(match why {
+        NoAnswer::Gone => "is gone",
+        NoAnswer::TooLate => "did not answer in time",
+    })
+}
+
+/// One page of guest memory that stays where it is while this lives.
+pub struct HeldPage {
+    space: SpaceHandle,
+    page: GpaRange,
+}
+
+impl HeldPage {
+    /// The page.
+    #[must_use]
+    pub fn range(&self) -> GpaRange {
+        self.page
+    }
+
+    /// Guest memory, of which only [`HeldPage::range`] may be touched.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        self.space.memory.backing()
+    }
+}
+
+impl Drop for HeldPage {
+    fn drop(&mut self) {
+        self.space.release(&[self.page], false);
+    }
+}
+
+impl MemoryPort for SpaceHandle {
+    fn memory(&self) -> &GuestMemoryMmap {
+        self.memory.backing()
+    }
+
+    fn hold(&self, ranges: &[GpaRange], access: Protection) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::Hold { ranges: ranges.to_vec(), access, reply })
+    }
+
+    fn release(&self, ranges: &[GpaRange], install: bool) {
+        // A release must not be lost to a full mailbox: it waits. A pmap that is gone has
+        // no holds to end.
+        let request = SpaceRequest::Release { ranges: ranges.to_vec(), install };
+        drop(self.requests.send_timeout(request, DEADLINE));
+        self.bell.ring();
+    }
+}

@@ -1,0 +1,58 @@
+//! Durations, kept as a histogram.
+
+use std::time::Duration;
+
+use actors::contract::space::Quantiles;
+use hdrhistogram::Histogram;
+
+/// 1 ns to 60 s, three digits. Recording never allocates.
+#[derive(Debug)]
+pub struct Latency {
+    histogram: Histogram<u64>,
+    total_ns: u64,
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        let histogram = Histogram::new_with_bounds(1, 60_000_000_000, 3);
+        Self { histogram: histogram.expect("the bounds are fixed and valid"), total_ns: 0 }
+    }
+}
+
+/// A duration in whole nanoseconds, of which 64 bits hold 584 years.
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Latency {
+    /// Adds one.
+    pub fn record(&mut self, duration: Duration) {
+        let value = nanoseconds(duration);
+        self.total_ns += value;
+        self.histogram.saturating_record(value.max(1));
+    }
+
+    /// All of them together.
+    #[must_use]
+    pub fn total_ns(&self) -> u64 {
+        self.total_ns
+    }
+
+    /// The histogram in a few numbers; all zero when it is empty.
+    #[must_use]
+    pub fn quantiles(&self) -> Quantiles {
+        if self.histogram.is_empty() {
+            return Quantiles::default();
+        }
+        let at = |quantile| self.histogram.value_at_quantile(quantile);
+        Quantiles {
+            count: self.histogram.len(),
+            min_ns: self.histogram.min(),
+            p50_ns: at(0.5),
+            p90_ns: at(0.9),
+            p99_ns: at(0.99),
+            p999_ns: at(0.999),
+            max_ns: self.histogram.max(),
+        }
+    }
+}
