@@ -1,7 +1,4 @@
-#![expect(
-    unsafe_code,
-    reason = "assembles a guest and takes its bytes as a slice"
-)]
+#![expect(unsafe_code, reason = "assembles a guest and takes its bytes as a slice")]
 //! `hello`: one line on the serial port, then power off.
 //!
 //! The smallest guest there is. It stays in 16-bit real mode, as a processor begins, uses
@@ -36,9 +33,7 @@ pub const GUEST: Guest = Guest {
 
 fn entry() -> EntryState {
     EntryState {
-        mode: EntryMode::Real {
-            segment: START_SEGMENT,
-        },
+        mode: EntryMode::Real { segment: START_SEGMENT },
         rip: Gva(0),
         rsp: Gva(0),
         rsi: 0,

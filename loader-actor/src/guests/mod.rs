@@ -18,6 +18,7 @@ pub use start::Level;
 pub mod hello;
 mod image;
 pub mod places;
+pub mod smp;
 pub mod spin;
 pub mod start;
 mod tables;
@@ -93,11 +94,7 @@ impl Guest {
             });
         }
         if vcpus == 0 || vcpus > self.most_vcpus {
-            return Err(Unsuitable::Vcpus {
-                name: self.name,
-                most: self.most_vcpus,
-                vcpus,
-            });
+            return Err(Unsuitable::Vcpus { name: self.name, most: self.most_vcpus, vcpus });
         }
         let mut pieces = vec![(self.load_at, (self.image)().to_vec())];
         pieces.extend((self.prepare)(memory, vcpus));
@@ -106,7 +103,7 @@ impl Guest {
 }
 
 /// All of them, in the order of `--help`.
-pub const ALL: &[&Guest] = &[&hello::GUEST, &spin::GUEST];
+pub const ALL: &[&Guest] = &[&hello::GUEST, &smp::GUEST, &spin::GUEST];
 
 /// The guest that `--guest` calls `name`.
 #[must_use]

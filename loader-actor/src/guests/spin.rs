@@ -1,7 +1,4 @@
-#![expect(
-    unsafe_code,
-    reason = "assembles a guest and takes its bytes as a slice"
-)]
+#![expect(unsafe_code, reason = "assembles a guest and takes its bytes as a slice")]
 //! `spin`: every vcpu counts upwards in memory for ever, and never leaves the guest by
 //! itself. For measuring how long it takes to get a busy vcpu out.
 //!

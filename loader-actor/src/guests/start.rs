@@ -1,7 +1,4 @@
-#![expect(
-    unsafe_code,
-    reason = "assembles the guests' way in and takes its bytes as a slice"
-)]
+#![expect(unsafe_code, reason = "assembles the guests' way in and takes its bytes as a slice")]
 //! The way in that all multi-vcpu guests share: from wherever a vcpu begins to the guest's
 //! first byte in 64-bit mode, with its number in `edi` and a stack of its own.
 //!
