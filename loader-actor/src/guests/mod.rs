@@ -18,6 +18,7 @@ pub use start::Level;
 pub mod hello;
 mod image;
 pub mod places;
+mod print;
 pub mod smp;
 pub mod spin;
 pub mod start;

@@ -21,13 +21,13 @@ use std::arch::global_asm;
 
 use actors::Gpa;
 use actors::platform::{
-    COM1, DEBUG_EXIT, PM1_CONTROL, PM1_SLEEP_ENABLE, PM1_SLEEP_TYPE_SHIFT, S5_SLEEP_TYPE,
+    DEBUG_EXIT, PM1_CONTROL, PM1_SLEEP_ENABLE, PM1_SLEEP_TYPE_SHIFT, S5_SLEEP_TYPE,
 };
 
 use super::image::image_between;
 use super::places::{IMAGE, MOST_VCPUS, OWN, PARAMETERS};
 use super::start::OWN_PARAMETERS;
-use super::{Guest, Level, start};
+use super::{Guest, Level, print, start};
 
 /// The guest ends with this code when a private page holds something else than was written.
 pub const WRONG_PRIVATE_PAGE: u8 = 0x31;
@@ -66,6 +66,8 @@ global_asm!(
     .globl skep_guest_smp, skep_guest_smp_end
     .hidden skep_guest_smp, skep_guest_smp_end
     .balign 16
+    .set .Lsmp_print_text, skep_guest_smp - {TEXT}
+    .set .Lsmp_print_decimal, skep_guest_smp - {DECIMAL}
     .set .Lsmp_lock, {OWN}
     .set .Lsmp_done, {OWN} + 64
     .set .Lsmp_vcpus, {PARAMETERS}
@@ -132,11 +134,11 @@ skep_guest_smp:
     jmp     .Lsmp_try
 .Lsmp_mine:
     lea     rsi, [rip + .Lsmp_text_before]
-    call    .Lsmp_print
+    call    .Lsmp_print_text
     mov     eax, r12d
-    call    .Lsmp_print_number
+    call    .Lsmp_print_decimal
     lea     rsi, [rip + .Lsmp_text_after]
-    call    .Lsmp_print
+    call    .Lsmp_print_text
     mov     dword ptr [.Lsmp_lock], 0
 
     // One more is done. All but vcpu 0 rest for ever: interrupts are off.
@@ -185,39 +187,6 @@ skep_guest_smp:
     out     dx, al
     jmp     .Lsmp_rest
 
-    // Prints the text at rsi up to its zero byte.
-.Lsmp_print:
-    mov     edx, {COM1}
-.Lsmp_print_next:
-    movzx   eax, byte ptr [rsi]
-    test    eax, eax
-    jz      .Lsmp_print_end
-    out     dx, al
-    inc     rsi
-    jmp     .Lsmp_print_next
-.Lsmp_print_end:
-    ret
-
-    // Prints eax in decimal: pushes the digits, last one first, and pops them again.
-.Lsmp_print_number:
-    mov     ecx, 10
-    xor     ebx, ebx
-.Lsmp_digit:
-    xor     edx, edx
-    div     ecx
-    push    rdx
-    inc     ebx
-    test    eax, eax
-    jnz     .Lsmp_digit
-    mov     edx, {COM1}
-.Lsmp_print_digit:
-    pop     rax
-    add     eax, '0'
-    out     dx, al
-    dec     ebx
-    jnz     .Lsmp_print_digit
-    ret
-
 .Lsmp_text_before:
     .asciz  "vcpu "
 .Lsmp_text_after:
@@ -231,7 +200,8 @@ skep_guest_smp_end:
     SHARED = const SHARED.0,
     SHARED_PAGES = const SHARED_PAGES,
     PRIVATE = const PRIVATE.0,
-    COM1 = const COM1,
+    TEXT = const print::TEXT,
+    DECIMAL = const print::DECIMAL,
     DEBUG_EXIT = const DEBUG_EXIT,
     PM1_CONTROL = const PM1_CONTROL,
     POWER_OFF = const (S5_SLEEP_TYPE as u16) << PM1_SLEEP_TYPE_SHIFT | PM1_SLEEP_ENABLE,

@@ -27,7 +27,7 @@ use actors::{Gva, PAGE_SIZE};
 
 use super::image::image_between;
 use super::places::{IMAGE, PARAMETERS, STACKS, START, TABLES};
-use super::{Piece, tables};
+use super::{Piece, print, tables};
 
 /// The privilege level a guest's image runs at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,7 @@ pub(super) fn pieces(vcpus: u16, level: Level, own: &[u64]) -> Vec<Piece> {
     let words = words.iter().chain(own).copied();
     vec![
         (START, image().to_vec()),
+        print::piece(),
         tables::piece(),
         (PARAMETERS, words.flat_map(u64::to_le_bytes).collect()),
     ]
