@@ -156,11 +156,22 @@ fn write(path: &Path, text: &str) -> Outcome {
     fs::write(path, text).map_err(about("write", path))
 }
 
+/// Whether downloads are possible: this is a Debian with its usual tools.
+pub(crate) fn is_debian() -> bool {
+    os_release_field(&os_release(), "ID").as_deref() == Some("debian")
+        && find("apt-get").is_some()
+        && find("dpkg-deb").is_some()
+}
+
+fn os_release() -> String {
+    fs::read_to_string("/etc/os-release").unwrap_or_default()
+}
+
 /// The address of the Debian mirror this machine is configured for.
 fn mirror() -> Outcome<String> {
-    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let release = os_release();
     let field = |name: &str| os_release_field(&release, name).unwrap_or_default();
-    if field("ID") != "debian" || find("apt-get").is_none() || find("dpkg-deb").is_none() {
+    if !is_debian() {
         return Err(Failure::new(format!(
             "kernels are downloaded with Debian's apt, and this is {}; \
              pass a kernel of your own with --kernel FILE where a command takes one",
@@ -202,7 +213,7 @@ fn system_sources() -> Vec<(bool, String)> {
 }
 
 /// The value of a field of `/etc/os-release`.
-pub(crate) fn os_release_field(text: &str, name: &str) -> Option<String> {
+fn os_release_field(text: &str, name: &str) -> Option<String> {
     text.lines()
         .filter_map(|line| line.split_once('='))
         .find(|(key, _)| *key == name)

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::apt::{self, Apt};
 use crate::cache::{Cache, CacheLock};
 use crate::failure::{Failure, Outcome, about};
-use crate::kernels::{self, Kernel};
+use crate::kernels::{self, Kernel, LAB_LINE, Unpacked};
 use crate::process::{print, say};
 
 /// What `--help` says.
@@ -28,23 +28,42 @@ Programs needed to unpack them (xz, zstd, lz4) are installed when missing, only
 as root, and only after saying which.
 ";
 
-/// Everything that was downloaded.
+/// Everything that was downloaded, unpacked.
 #[derive(Debug)]
 pub(crate) struct Fetched {
     /// A statically linked busybox.
     pub(crate) busybox: PathBuf,
-    /// Each line of kernels, with its name (`6.1`).
-    pub(crate) kernels: Vec<(&'static str, Kernel)>,
+    /// One of each of [`kernels::LINES`].
+    pub(crate) kernels: Vec<Guest>,
+}
+
+/// A kernel in both its forms.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// `6.1`, for example.
+    pub(crate) line: &'static str,
+    /// As Debian ships it.
+    pub(crate) shipped: Kernel,
+    /// What was inside.
+    pub(crate) unpacked: Unpacked,
+}
+
+/// The little that a guest on real hardware needs.
+#[derive(Debug)]
+pub(crate) struct Essentials {
+    /// A statically linked busybox.
+    pub(crate) busybox: PathBuf,
+    /// The newest kernel we know.
+    pub(crate) kernel: Kernel,
 }
 
 impl Fetched {
-    /// The kernel of a line we fetch.
-    pub(crate) fn kernel(&self, line: &str) -> &Kernel {
+    /// The kernel that hosts the lab.
+    pub(crate) fn lab(&self) -> &Guest {
         self.kernels
             .iter()
-            .find(|(name, _)| *name == line)
-            .map(|(_, kernel)| kernel)
-            .expect("every line of LINES was fetched")
+            .find(|guest| guest.line == LAB_LINE)
+            .expect("LAB_LINE is one of LINES, and all of them were fetched")
     }
 }
 
@@ -68,12 +87,12 @@ pub(crate) fn main(arguments: &[OsString]) -> Outcome<u8> {
         }
     }
     let fetched = all(&cache)?;
-    for (_, kernel) in &fetched.kernels {
+    for guest in &fetched.kernels {
         print(format!(
             "{}: {} and {}",
-            kernel.release()?,
-            kernel.bzimage().display(),
-            kernel.vmlinux().display()
+            guest.shipped.release()?,
+            guest.shipped.bzimage().display(),
+            guest.unpacked.vmlinux().display()
         ))?;
     }
     print(format!("busybox: {}", fetched.busybox.display()))?;
@@ -97,24 +116,61 @@ pub(crate) fn all(cache: &Cache) -> Outcome<Fetched> {
     if let Some(fetched) = ready(cache) {
         return Ok(fetched);
     }
-    let apt = Apt::prepare(cache)?;
-    fetch_busybox(cache, &apt, &held)?;
+    let is_downloaded = kernels::LINES.iter().all(|line| kernels::shipped(cache, line).is_some());
+    if !is_downloaded || cache.ready(BUSYBOX).is_none() {
+        let apt = Apt::prepare(cache)?;
+        fetch_busybox(cache, &apt, &held)?;
+        for line in kernels::LINES {
+            kernels::fetch(cache, &apt, line, &held)?;
+        }
+    }
     for line in kernels::LINES {
-        kernels::fetch(cache, &apt, line, &held)?;
+        if let Some(kernel) = kernels::shipped(cache, line) {
+            kernels::unpack(cache, &kernel, line, &held)?;
+        }
     }
     say(format!("downloads are kept in {}", cache.path("").display()));
-    ready(cache).ok_or_else(|| {
-        Failure::new("what was just downloaded is gone again; is somebody emptying the cache?")
-    })
+    ready(cache).ok_or_else(emptied)
+}
+
+/// What a guest on real hardware needs: no programs to unpack it with.
+///
+/// # Errors
+///
+/// Whatever [`Apt`] says.
+pub(crate) fn essentials(cache: &Cache) -> Outcome<Essentials> {
+    let ready = || {
+        Some(Essentials {
+            busybox: cache.ready(BUSYBOX)?.join("busybox"),
+            kernel: kernels::shipped(cache, LAB_LINE)?,
+        })
+    };
+    if let Some(ready) = ready() {
+        return Ok(ready);
+    }
+    let held = cache.lock()?;
+    let apt = Apt::prepare(cache)?;
+    fetch_busybox(cache, &apt, &held)?;
+    kernels::fetch(cache, &apt, LAB_LINE, &held)?;
+    ready().ok_or_else(emptied)
+}
+
+fn emptied() -> Failure {
+    Failure::new("what was just downloaded is gone again; is somebody emptying the cache?")
 }
 
 fn ready(cache: &Cache) -> Option<Fetched> {
-    let kernels = kernels::LINES
-        .iter()
-        .map(|&line| Some((line, kernels::ready(cache, line)?)))
-        .collect::<Option<Vec<_>>>()?;
-    let busybox = cache.ready(BUSYBOX)?.join("busybox");
-    Some(Fetched { busybox, kernels })
+    let guest = |line: &'static str| {
+        Some(Guest {
+            line,
+            shipped: kernels::shipped(cache, line)?,
+            unpacked: kernels::unpacked(cache, line)?,
+        })
+    };
+    Some(Fetched {
+        busybox: cache.ready(BUSYBOX)?.join("busybox"),
+        kernels: kernels::LINES.iter().map(|line| guest(line)).collect::<Option<Vec<_>>>()?,
+    })
 }
 
 fn fetch_busybox(cache: &Cache, apt: &Apt, held: &CacheLock) -> Outcome {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::cpio::Archive;
 use crate::failure::Outcome;
+use crate::programs::libraries;
 
 /// What the guest's first process prints before anything else.
 pub(crate) const HELLO: &str = "HELLO FROM GUEST";
@@ -60,7 +61,7 @@ case "$test" in
 esac
 "#;
 
-/// The archive, ready to be given to a kernel. `busybox` is a static one.
+/// The archive, ready to be given to a kernel.
 ///
 /// # Errors
 ///
@@ -69,6 +70,10 @@ pub(crate) fn build(busybox: &Path) -> Outcome<Vec<u8>> {
     let mut archive = Archive::new(Vec::new());
     archive.console()?;
     archive.copy(busybox, "/bin/busybox", 0o755)?;
+    // Debian's is static; another distribution's may not be.
+    for library in libraries(busybox)? {
+        archive.copy(&library, &library.display().to_string(), 0o755)?;
+    }
     archive.file("/init", 0o755, INIT.as_bytes())?;
     archive.finish()
 }

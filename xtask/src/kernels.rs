@@ -31,26 +31,16 @@ const LAB_MODULE_FOLDERS: [&str; 3] = ["virt/lib", "arch/x86/kvm", "arch/x86/kvm
 pub(crate) const PROGRAMS: [(&str, &str); 3] =
     [("xz", "xz-utils"), ("zstd", "zstd"), ("lz4", "lz4")];
 
-/// A downloaded kernel.
+/// A downloaded kernel, as Debian ships it.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
     folder: PathBuf,
 }
 
 impl Kernel {
-    /// As Debian ships it.
+    /// The boot image.
     pub(crate) fn bzimage(&self) -> PathBuf {
         self.folder.join("bzImage")
-    }
-
-    /// The ELF from inside it.
-    pub(crate) fn vmlinux(&self) -> PathBuf {
-        self.folder.join("vmlinux")
-    }
-
-    /// One of [`LAB_MODULES`], uncompressed. Only [`LAB_LINE`] has them.
-    pub(crate) fn module(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("{name}.ko"))
     }
 
     /// What `uname -r` will say.
@@ -64,23 +54,52 @@ impl Kernel {
     }
 }
 
-fn entry_name(line: &str) -> String {
+/// What was packed inside a downloaded kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Unpacked {
+    folder: PathBuf,
+}
+
+impl Unpacked {
+    /// The ELF from inside the boot image.
+    pub(crate) fn vmlinux(&self) -> PathBuf {
+        self.folder.join("vmlinux")
+    }
+
+    /// One of [`LAB_MODULES`]. Only [`LAB_LINE`] has them.
+    pub(crate) fn module(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.ko"))
+    }
+}
+
+fn shipped_name(line: &str) -> String {
     format!("kernel-{line}")
 }
 
+fn unpacked_name(line: &str) -> String {
+    format!("unpacked-{line}")
+}
+
 /// The kernel of this line, if it was downloaded before.
-pub(crate) fn ready(cache: &Cache, line: &str) -> Option<Kernel> {
-    let folder = cache.ready(&entry_name(line))?;
+pub(crate) fn shipped(cache: &Cache, line: &str) -> Option<Kernel> {
+    let folder = cache.ready(&shipped_name(line))?;
     Some(Kernel { folder })
 }
 
-/// Forgets the downloaded kernel of this line.
+/// What is inside the kernel of this line, if it was unpacked before.
+pub(crate) fn unpacked(cache: &Cache, line: &str) -> Option<Unpacked> {
+    let folder = cache.ready(&unpacked_name(line))?;
+    Some(Unpacked { folder })
+}
+
+/// Forgets the kernel of this line.
 ///
 /// # Errors
 ///
 /// A file system that refuses.
 pub(crate) fn forget(cache: &Cache, line: &str, held: &CacheLock) -> Outcome {
-    cache.forget(&entry_name(line), held)
+    cache.forget(&unpacked_name(line), held)?;
+    cache.forget(&shipped_name(line), held)
 }
 
 /// Downloads the newest cloud kernel of this line, unless it is there already.
@@ -89,18 +108,21 @@ pub(crate) fn forget(cache: &Cache, line: &str, held: &CacheLock) -> Outcome {
 ///
 /// A mirror that has none, a package that does not look as expected.
 pub(crate) fn fetch(cache: &Cache, apt: &Apt, line: &str, held: &CacheLock) -> Outcome<Kernel> {
-    let folder = cache.entry(&entry_name(line), held, |folder| {
+    // What was unpacked from an earlier download must not outlive it.
+    if shipped(cache, line).is_none() {
+        cache.forget(&unpacked_name(line), held)?;
+    }
+    let folder = cache.entry(&shipped_name(line), held, |folder| {
         let release = apt.newest_cloud_kernel(line)?;
         let package = folder.join("package");
         apt.unpack(&format!("linux-image-{release}-unsigned"), &package)?;
-        let bzimage = folder.join("bzImage");
-        let shipped = package.join(format!("boot/vmlinuz-{release}"));
-        fs::copy(&shipped, &bzimage).map_err(about("copy", &shipped))?;
-        say(format!("unpacking the kernel proper of {release}"));
-        extract_vmlinux(&bzimage, &folder.join("vmlinux"))?;
+        keep(&package.join(format!("boot/vmlinuz-{release}")), &folder.join("bzImage"))?;
         if line == LAB_LINE {
             let modules = package.join(format!("lib/modules/{release}/kernel"));
-            extract_modules(&modules, folder)?;
+            for (name, below) in LAB_MODULES.iter().zip(LAB_MODULE_FOLDERS) {
+                let packed = format!("{name}.ko.xz");
+                keep(&modules.join(below).join(&packed), &folder.join(&packed))?;
+            }
         }
         let stamp = folder.join("release");
         fs::write(&stamp, format!("{release}\n")).map_err(about("write", &stamp))?;
@@ -109,18 +131,28 @@ pub(crate) fn fetch(cache: &Cache, apt: &Apt, line: &str, held: &CacheLock) -> O
     Ok(Kernel { folder })
 }
 
-fn extract_modules(from: &Path, folder: &Path) -> Outcome {
-    for (name, below) in LAB_MODULES.iter().zip(LAB_MODULE_FOLDERS) {
-        let packed = from.join(below).join(format!("{name}.ko.xz"));
-        let plain = from.join(below).join(format!("{name}.ko"));
-        let unpacked = folder.join(format!("{name}.ko"));
-        if packed.exists() {
-            filter(&["xz", "-dc"], &packed, &unpacked)?;
-        } else {
-            fs::copy(&plain, &unpacked).map_err(about("copy", &plain))?;
+/// Unpacks what is inside a downloaded kernel, unless that was done already.
+///
+/// # Errors
+///
+/// An image that does not look as expected.
+pub(crate) fn unpack(cache: &Cache, kernel: &Kernel, line: &str, held: &CacheLock) -> Outcome {
+    cache.entry(&unpacked_name(line), held, |folder| {
+        say(format!("unpacking {}", kernel.release()?));
+        extract_vmlinux(&kernel.bzimage(), &folder.join("vmlinux"))?;
+        if line == LAB_LINE {
+            for name in LAB_MODULES {
+                let packed = kernel.folder.join(format!("{name}.ko.xz"));
+                filter(&["xz", "-dc"], &packed, &folder.join(format!("{name}.ko")))?;
+            }
         }
-    }
+        Ok(())
+    })?;
     Ok(())
+}
+
+fn keep(from: &Path, to: &Path) -> Outcome {
+    fs::copy(from, to).map(drop).map_err(about("copy", from))
 }
 
 /// Writes the ELF inside a bzImage to `vmlinux`.

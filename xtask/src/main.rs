@@ -5,20 +5,27 @@
 //! ([`apt`]).
 //!
 //! Reading order: [`fetch`] (what comes from elsewhere), [`initrd`] (what guests
-//! boot into), [`lab`] (where they can boot).
+//! boot into), [`lab`] (where they can boot), [`lab_suite`] (what is tried there),
+//! [`test`] and [`demo`] (what people type).
 
 mod apt;
 mod arguments;
 mod cache;
+mod compare;
 mod cpio;
+mod demo;
 mod failure;
 mod fetch;
 mod initrd;
 mod kernels;
 mod lab;
+mod lab_suite;
 mod ours;
 mod process;
+mod programs;
 mod terminal;
+mod test;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,14 +38,28 @@ Chores of this checkout.
 
 Usage: cargo xtask <COMMAND> [--help]
 
-  fetch   download the kernels and the busybox that guests boot
+  demo    boot a stock multi-vcpu Linux under skep, console on your screen
+  test    run everything a reviewer runs
+  suite   run the part of it that boots stock kernels, or some of that
   lab     run a command on an emulated machine with real nested paging
+  fetch   download the kernels and the busybox that guests boot
+
+  compare-boot   time and memory beside QEMU's microvm machine, in the lab
 ";
 
 /// A subcommand: its name, its help, and what it does with its arguments.
 type Chore = (&'static str, &'static str, fn(&[OsString]) -> Outcome<u8>);
 
-const CHORES: [Chore; 2] = [("fetch", fetch::HELP, fetch::main), ("lab", lab::HELP, lab::main)];
+const CHORES: [Chore; 8] = [
+    ("demo", demo::HELP, demo::main),
+    ("test", test::HELP, test::main),
+    ("suite", lab_suite::HELP, lab_suite::main),
+    ("lab", lab::HELP, lab::main),
+    ("fetch", fetch::HELP, fetch::main),
+    ("compare-boot", compare::HELP, compare::main),
+    (compare::INSIDE, compare::HELP, compare::inside),
+    (lab_suite::INSIDE, lab_suite::HELP, lab_suite::inside),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();

@@ -2,17 +2,17 @@
 //! boot, and a first process that runs one script and reports how it ended.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::cpio::Archive;
 use crate::failure::{Failure, Outcome, about};
 use crate::fetch::Fetched;
 use crate::initrd;
-use crate::kernels::{LAB_LINE, LAB_MODULES};
-use crate::process::{find, output};
+use crate::kernels::LAB_MODULES;
+use crate::process::find;
+use crate::programs::libraries;
 
 /// Where the lab keeps the guests' initrd.
 pub(crate) const GUEST_INITRD: &str = "/guests/initrd";
@@ -117,20 +117,21 @@ impl Image {
         archive.console()?;
         archive.copy(&fetched.busybox, "/bin/busybox", 0o755)?;
         archive.file("/init", 0o755, INIT.as_bytes())?;
-        let kernel = fetched.kernel(LAB_LINE);
+        let host = &fetched.lab().unpacked;
         for (order, name) in LAB_MODULES.iter().enumerate() {
             let inside = format!("/modules/{order}-{name}.ko");
-            archive.copy(&kernel.module(name), &inside, 0o644)?;
+            archive.copy(&host.module(name), &inside, 0o644)?;
         }
         Ok(Self { archive, present: BTreeSet::new() })
     }
 
     /// Adds the guests: each kernel in both forms, and their initrd.
     pub(crate) fn guests(&mut self, fetched: &Fetched) -> Outcome {
-        for (line, kernel) in &fetched.kernels {
+        for guest in &fetched.kernels {
+            let (bzimage, vmlinux) = (guest.shipped.bzimage(), guest.unpacked.vmlinux());
             let archive = &mut self.archive;
-            archive.copy(&kernel.bzimage(), &guest_bzimage(line), 0o644)?;
-            archive.copy(&kernel.vmlinux(), &guest_vmlinux(line), 0o644)?;
+            archive.copy(&bzimage, &guest_bzimage(guest.line), 0o644)?;
+            archive.copy(&vmlinux, &guest_vmlinux(guest.line), 0o644)?;
         }
         let initrd = initrd::build(&fetched.busybox)?;
         self.archive.file(GUEST_INITRD, 0o644, &initrd)
@@ -149,14 +150,8 @@ impl Image {
         if !self.present.insert(PathBuf::from(inside)) {
             return Ok(());
         }
-        let mut magic = [0; 4];
-        let is_elf = File::open(from).map_err(about("read", from))?.read_exact(&mut magic).is_ok()
-            && &magic == b"\x7fELF";
         self.archive.copy(from, inside, 0o755)?;
-        if !is_elf {
-            return Ok(());
-        }
-        for library in libraries(from) {
+        for library in libraries(from)? {
             if self.present.insert(library.clone()) {
                 let place = library.display().to_string();
                 self.archive.copy(&library, &place, 0o755)?;
@@ -183,47 +178,5 @@ impl Image {
     pub(crate) fn finish(self) -> Outcome {
         let mut out = self.archive.finish()?;
         out.flush().map_err(|error| Failure::new(format!("cannot write the lab's root: {error}")))
-    }
-}
-
-/// The shared libraries and the dynamic loader a program needs; none for a
-/// static one.
-fn libraries(program: &Path) -> Vec<PathBuf> {
-    // A static program makes ldd fail, which is the answer "none".
-    let said = output(Command::new("ldd").arg(program)).unwrap_or_default();
-    libraries_named(&String::from_utf8_lossy(&said))
-        .into_iter()
-        .filter(|path| fs::metadata(path).is_ok())
-        .collect()
-}
-
-fn libraries_named(ldd: &str) -> Vec<PathBuf> {
-    ldd.lines()
-        .filter_map(|line| {
-            // "libc.so.6 => /lib/libc.so.6 (0x7f...)" or "/lib64/ld-linux.so.2 (0x7f...)"
-            let place = line.split_once("=>").map_or(line, |(_, place)| place);
-            let path = place.split_whitespace().next()?;
-            path.starts_with('/').then(|| PathBuf::from(path))
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libraries_are_read_from_what_ldd_prints() {
-        let ldd = "\tlinux-vdso.so.1 (0x00007ffd)\n\
-                   \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
-                   \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        assert_eq!(
-            libraries_named(ldd),
-            [
-                PathBuf::from("/lib/x86_64-linux-gnu/libc.so.6"),
-                PathBuf::from("/lib64/ld-linux-x86-64.so.2")
-            ]
-        );
-        assert!(libraries_named("\tstatically linked\n").is_empty());
     }
 }

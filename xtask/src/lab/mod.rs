@@ -24,7 +24,6 @@ use crate::arguments::Arguments;
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome, about};
 use crate::fetch;
-use crate::kernels::LAB_LINE;
 use crate::ours;
 use crate::process::say;
 use crate::terminal::RawTerminal;
@@ -72,7 +71,7 @@ What the lab boots is downloaded first: see `cargo xtask fetch --help`.
 /// The time was up: what `timeout` of coreutils says as well.
 const TIMED_OUT: u8 = 124;
 /// The lab itself failed, and says nothing about the command.
-const LAB_FAILED: u8 = 125;
+pub(crate) const LAB_FAILED: u8 = 125;
 /// The person at the terminal left.
 const LEFT: u8 = 130;
 
@@ -150,20 +149,25 @@ impl Lab {
     /// As [`Lab::run`], and what `sink` refuses.
     pub(crate) fn run_into(&self, sink: &mut dyn FnMut(Stream, &[u8]) -> Outcome) -> Outcome<u8> {
         let ready = self.prepare()?;
-        match self.live(&ready, sink)? {
+        match self.live(&ready, "", sink)? {
             Ended::Vanished(words) => {
                 say(format!(
                     "lab: it vanished before the command had ended; starting it once more.\n\
                      lab: its last words were:\n{words}"
                 ));
-                let again = self.live(&ready, sink)?;
+                let again = self.live(&ready, "", sink)?;
                 self.settle(again)
             }
             ended => self.settle(ended),
         }
     }
 
-    fn settle(&self, ended: Ended) -> Outcome<u8> {
+    /// Turns an end into the command's status, keeping the files it brought.
+    ///
+    /// # Errors
+    ///
+    /// Every other end.
+    pub(crate) fn settle(&self, ended: Ended) -> Outcome<u8> {
         match ended {
             Ended::Status(status, files) => {
                 self.keep(&files)?;
@@ -195,9 +199,15 @@ impl Lab {
         Ok(())
     }
 
-    fn live(
+    /// Starts it once, with more `words` for its kernel's command line.
+    ///
+    /// # Errors
+    ///
+    /// As [`Life::live`].
+    pub(crate) fn live(
         &self,
         ready: &Ready,
+        words: &str,
         sink: &mut dyn FnMut(Stream, &[u8]) -> Outcome,
     ) -> Outcome<Ended> {
         Life {
@@ -205,6 +215,7 @@ impl Lab {
             root: &ready.root.path,
             smp: self.smp,
             memory_mib: self.memory_mib,
+            words,
             limit: self.limit,
             with_stdin: self.with.stdin,
         }
@@ -212,7 +223,11 @@ impl Lab {
     }
 
     /// Builds, downloads and packs whatever the lab needs.
-    fn prepare(&self) -> Outcome<Ready> {
+    ///
+    /// # Errors
+    ///
+    /// A machine the lab cannot run on, a program that does not compile.
+    pub(crate) fn prepare(&self) -> Outcome<Ready> {
         let unable = |failure: Failure| {
             Failure::new(format!("lab: it cannot run here: {failure}")).with_status(LAB_FAILED)
         };
@@ -241,12 +256,12 @@ impl Lab {
         let results: Vec<String> = self.results.iter().map(|(name, _)| name.clone()).collect();
         image.command(&self.script, &results)?;
         image.finish()?;
-        Ok(Ready { kernel: fetched.kernel(LAB_LINE).bzimage(), root })
+        Ok(Ready { kernel: fetched.lab().shipped.bzimage(), root })
     }
 }
 
 /// A lab that only needs to be started.
-struct Ready {
+pub(crate) struct Ready {
     kernel: PathBuf,
     root: Root,
 }

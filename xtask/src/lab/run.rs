@@ -41,6 +41,8 @@ pub(crate) struct Life<'a> {
     /// Emulated processors.
     pub(crate) smp: u32,
     pub(crate) memory_mib: u32,
+    /// More words for the lab kernel's command line.
+    pub(crate) words: &'a str,
     /// From start to the command's end.
     pub(crate) limit: Duration,
     /// Whether our stdin is the command's.
@@ -142,7 +144,8 @@ impl Life<'_> {
             .arg(self.kernel)
             .arg("-initrd")
             .arg(self.root)
-            .args(["-append", "console=ttyS0 panic=-1 oops=panic quiet"])
+            .arg("-append")
+            .arg(format!("console=ttyS0 panic=-1 oops=panic quiet {}", self.words))
             .arg("-serial")
             .arg(format!("file:{}", place.path("log").display()))
             .args(["-device", "virtio-serial-pci"]);
