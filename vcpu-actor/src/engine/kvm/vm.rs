@@ -1,0 +1,173 @@
+//! One virtual machine inside the kernel: its memory slots and interrupt controllers.
+
+#![expect(unsafe_code, reason = "a memory slot gives the guest a piece of this process's memory")]
+
+use std::sync::Arc;
+
+use actors::device::IrqLine;
+use actors::{GpaRange, VcpuId};
+use kvm_bindings::{
+    KVM_CAP_X86_DISABLE_EXITS, KVM_PIT_SPEAKER_DUMMY, KVM_X86_DISABLE_EXITS_HLT, kvm_cpuid_entry2,
+    kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::cpuid::{self, Place};
+use super::system::{KvmError, KvmSystem, refused};
+use super::vcpu::KvmVcpu;
+
+/// Where KVM keeps three pages it needs on old Intel processors, in the hole for devices just below
+/// the firmware's usual place.
+const TASK_STATE_ADDRESS: usize = 0xfffb_d000;
+/// Where it keeps one more, just below.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// Pins of the kernel's I/O APIC.
+const IOAPIC_PINS: u32 = 24;
+
+/// What a halted vcpu does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Halts {
+    /// It sleeps in the kernel and uses no cpu.
+    #[default]
+    SleepInTheKernel,
+    /// It stays in the guest and occupies its cpu ("exact vcpus"), and the guest is not told of
+    /// asynchronous page faults: then every fault on guest memory happens on the vcpu's own thread,
+    /// never on a kernel worker's.
+    OccupyTheCpu,
+}
+
+/// One virtual machine. It lives inside the kernel until this, all its vcpus and all their
+/// [`Knocker`](crate::Knocker)s are dropped.
+#[derive(Debug)]
+pub struct KvmVm {
+    vm: VmFd,
+    vcpus: u16,
+    slots: u32,
+    max_slots: usize,
+    halts: Halts,
+    has_tsc_deadline: bool,
+    cpuid: Vec<kvm_cpuid_entry2>,
+}
+
+impl KvmVm {
+    /// A machine for `vcpus` processors, with interrupt controllers and interval timer, without memory.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`]: no or too many vcpus, or what the kernel refused.
+    pub fn create(system: &KvmSystem, vcpus: u16, halts: Halts) -> Result<Self, KvmError> {
+        let facts = system.facts();
+        if vcpus == 0 {
+            return Err(KvmError::NoVcpus);
+        }
+        if usize::from(vcpus) > facts.max_vcpus {
+            return Err(KvmError::TooManyVcpus { asked: vcpus, most: facts.max_vcpus });
+        }
+        let vm = system.kvm().create_vm().map_err(|error| match error.errno() {
+            libc::EBUSY => KvmError::Busy { path: system.path().to_owned() },
+            _ => refused("create a virtual machine")(error),
+        })?;
+        if halts == Halts::OccupyTheCpu {
+            // Before the first vcpu, or the kernel refuses.
+            let mut disable =
+                kvm_enable_cap { cap: KVM_CAP_X86_DISABLE_EXITS, ..kvm_enable_cap::default() };
+            disable.args[0] = KVM_X86_DISABLE_EXITS_HLT.into();
+            vm.enable_cap(&disable).map_err(refused("let halted vcpus stay on their cpus"))?;
+        }
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(refused("place its identity map"))?;
+        vm.set_tss_address(TASK_STATE_ADDRESS).map_err(refused("place its task state"))?;
+        vm.create_irq_chip().map_err(refused("create interrupt controllers"))?;
+        let timer = kvm_pit_config {
+            // Port 0x61, which belongs to the timer's third channel.
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..kvm_pit_config::default()
+        };
+        vm.create_pit2(timer).map_err(refused("create an interval timer"))?;
+        Ok(Self {
+            vm,
+            vcpus,
+            slots: 0,
+            max_slots: facts.max_slots,
+            halts,
+            has_tsc_deadline: facts.has_tsc_deadline,
+            cpuid: system.cpuid().to_vec(),
+        })
+    }
+
+    /// Gives the guest memory at `range`: this process's memory from `host` on. Slots are made once
+    /// and left alone; what the guest may touch of them is decided by the host mapping, which KVM
+    /// follows.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Refused`], with the range: it overlaps another slot, or there are too many.
+    ///
+    /// # Safety
+    ///
+    /// The guest reads, writes and executes these bytes from now on. `host .. host + range.len()` must be
+    /// reserved for it, in a mapping that stays in place (whatever its protection) as long as the
+    /// machine lives, and never be the target of an ordinary reference in this process.
+    pub unsafe fn add_memory(&mut self, range: GpaRange, host: u64) -> Result<(), KvmError> {
+        let what = || format!("give the guest memory at {range}");
+        if self.slots as usize >= self.max_slots {
+            return Err(refused(what())(format!("it has only {} memory slots", self.max_slots)));
+        }
+        let slot = kvm_userspace_memory_region {
+            slot: self.slots,
+            flags: 0,
+            guest_phys_addr: range.start().0,
+            memory_size: range.len(),
+            userspace_addr: host,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.vm.set_user_memory_region(slot) }.map_err(refused(what()))?;
+        self.slots += 1;
+        Ok(())
+    }
+
+    /// The interrupt line that global system interrupt `gsi` listens to. One edge per pulse.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Refused`]: there is no such interrupt, or no file descriptor left.
+    pub fn irq_line(&self, gsi: u32) -> Result<Arc<dyn IrqLine>, KvmError> {
+        let what = || format!("connect interrupt {gsi}");
+        // The kernel takes any number, and leads those without a pin nowhere.
+        if gsi >= IOAPIC_PINS {
+            return Err(refused(what())("its I/O APIC has pins 0 to 23 only"));
+        }
+        let event =
+            EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(refused(what()))?;
+        self.vm.register_irqfd(&event, gsi).map_err(refused(what()))?;
+        Ok(Arc::new(KvmIrqLine { event }))
+    }
+
+    /// Processor `id`. The first one is runnable; the others wait, asleep in the kernel, for
+    /// another to start them (INIT and SIPI).
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Refused`]: there is one with this number already, or the kernel's own reason.
+    pub fn create_vcpu(&self, id: VcpuId) -> Result<KvmVcpu, KvmError> {
+        let place = Place { id, count: self.vcpus };
+        let leaves = cpuid::shape(&self.cpuid, place, self.halts, self.has_tsc_deadline);
+        let fd = self.vm.create_vcpu(id.0.into()).map_err(refused(format!("create {id}")))?;
+        KvmVcpu::new(id, fd, self.vm.run_size(), &leaves)
+    }
+}
+
+/// An interrupt line as a file descriptor that the kernel listens to.
+struct KvmIrqLine {
+    event: EventFd,
+}
+
+impl IrqLine for KvmIrqLine {
+    fn pulse(&self) {
+        // The kernel takes every write at once, so the counter cannot be full; without its
+        // machine the line leads nowhere.
+        drop(self.event.write(1));
+    }
+}
