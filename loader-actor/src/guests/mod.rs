@@ -22,6 +22,9 @@ mod print;
 pub mod smp;
 pub mod spin;
 pub mod start;
+pub mod storm;
+pub mod storm_control;
+pub mod storm_driver;
 mod tables;
 
 /// Bytes to place in the guest's memory, and where.
@@ -104,7 +107,8 @@ impl Guest {
 }
 
 /// All of them, in the order of `--help`.
-pub const ALL: &[&Guest] = &[&hello::GUEST, &smp::GUEST, &spin::GUEST];
+pub const ALL: &[&Guest] =
+    &[&hello::GUEST, &smp::GUEST, &storm::GUEST, &storm::GUEST_AT_CPL_0, &spin::GUEST];
 
 /// The guest that `--guest` calls `name`.
 #[must_use]
