@@ -169,3 +169,121 @@ impl Device for CommandPort {
         data.first().map_or(Effect::None, |&byte| self.0.lock().command(byte))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bench {
+        data: Shared<dyn Device>,
+        command: Shared<dyn Device>,
+    }
+
+    fn bench() -> Bench {
+        let (data, command) = ports();
+        Bench { data, command }
+    }
+
+    impl Bench {
+        fn status(&self) -> u8 {
+            let mut data = [0];
+            self.command.lock().read(0, &mut data);
+            data[0]
+        }
+
+        fn read(&self) -> u8 {
+            let mut data = [0];
+            self.data.lock().read(0, &mut data);
+            data[0]
+        }
+
+        fn command(&self, command: u8) -> Effect {
+            self.command.lock().write(0, &[command])
+        }
+
+        fn write(&self, byte: u8) -> Effect {
+            self.data.lock().write(0, &[byte])
+        }
+
+        /// What a driver gets that waits for the output buffer.
+        fn answer(&self) -> Option<u8> {
+            (self.status() & STATUS_OUTPUT_FULL != 0).then(|| self.read())
+        }
+
+        fn ask(&self, command: u8) -> Option<u8> {
+            assert_eq!(self.command(command), Effect::None);
+            self.answer()
+        }
+    }
+
+    const INPUT_FULL: u8 = 1 << 1;
+
+    #[test]
+    fn nobody_ever_waits_to_send_or_to_flush() {
+        let bench = bench();
+        for command in 0..=0xef {
+            assert_eq!(bench.command(command), Effect::None);
+            assert_eq!(bench.status() & INPUT_FULL, 0);
+            bench.answer();
+            assert_eq!(bench.answer(), None, "{command:#x}");
+        }
+    }
+
+    #[test]
+    fn the_self_test_passes_and_nothing_is_plugged_in() {
+        let bench = bench();
+        assert_eq!(bench.ask(0xaa), Some(SELF_TEST_PASSED));
+        assert_eq!(bench.ask(0xab), Some(CLOCK_STUCK));
+        assert_eq!(bench.ask(0xa9), Some(CLOCK_STUCK));
+    }
+
+    #[test]
+    fn the_command_byte_reads_back_as_a_driver_wrote_it() {
+        let bench = bench();
+        assert_eq!(bench.command(0x60), Effect::None);
+        assert_eq!(bench.write(0x45), Effect::None);
+        assert_eq!(bench.ask(0x20), Some(0x45));
+        assert_eq!(bench.command(0xad), Effect::None);
+        assert_eq!(bench.command(0xa7), Effect::None);
+        assert_eq!(bench.ask(0x20), Some(0x75));
+    }
+
+    #[test]
+    fn a_keyboard_that_is_not_there_times_out_at_once() {
+        let bench = bench();
+        assert_eq!(bench.write(0xf2), Effect::None);
+        assert_ne!(bench.status() & STATUS_TIMEOUT, 0);
+        assert_eq!(bench.answer(), Some(NO_ANSWER));
+        assert_eq!(bench.status() & STATUS_TIMEOUT, 0);
+    }
+
+    #[test]
+    fn an_echo_of_the_mouse_does_not_claim_to_come_from_one() {
+        const FROM_MOUSE: u8 = 1 << 5;
+        let bench = bench();
+        assert_eq!(bench.command(0xd3), Effect::None);
+        assert_eq!(bench.write(0x5a), Effect::None);
+        assert_eq!(bench.status() & FROM_MOUSE, 0);
+        assert_eq!(bench.answer(), Some(0x5a));
+    }
+
+    #[test]
+    fn an_answer_replaces_one_that_nobody_read() {
+        let bench = bench();
+        assert_eq!(bench.write(0xf2), Effect::None);
+        assert_eq!(bench.ask(0xaa), Some(SELF_TEST_PASSED));
+    }
+
+    #[test]
+    fn pulling_the_reset_line_resets_and_pulling_others_does_not() {
+        let reset = Effect::Ends(GuestEnd::Reset);
+        assert_eq!(bench().command(0xfe), reset);
+        assert_eq!(bench().command(0xf0), reset);
+        assert_eq!(bench().command(0xff), Effect::None);
+        let bench = bench();
+        assert_eq!(bench.command(0xd1), Effect::None);
+        assert_eq!(bench.write(0x03), Effect::None);
+        assert_eq!(bench.command(0xd1), Effect::None);
+        assert_eq!(bench.write(0x02), reset);
+    }
+}

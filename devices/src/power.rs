@@ -119,3 +119,102 @@ impl Device for PowerManagement {
         effect
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct CountedLine(AtomicUsize);
+
+    impl IrqLine for CountedLine {
+        fn pulse(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    const STATUS: u64 = 0;
+    const ENABLE: u64 = 2;
+    const CONTROL: u64 = 4;
+
+    fn bench() -> (PowerManagement, Arc<CountedLine>) {
+        let line = Arc::new(CountedLine::default());
+        (PowerManagement::new(line.clone()), line)
+    }
+
+    fn read(power: &mut PowerManagement, offset: u64) -> u16 {
+        let mut data = [0; 2];
+        power.read(offset, &mut data);
+        u16::from_le_bytes(data)
+    }
+
+    fn write(power: &mut PowerManagement, offset: u64, value: u16) -> Effect {
+        power.write(offset, &value.to_le_bytes())
+    }
+
+    fn sleep(kind: u8) -> u16 {
+        PM1_SLEEP_ENABLE | u16::from(kind) << PM1_SLEEP_TYPE_SHIFT
+    }
+
+    const OFF: Effect = Effect::Ends(GuestEnd::PowerOff);
+
+    #[test]
+    fn acpi_mode_is_always_on() {
+        let power = &mut bench().0;
+        assert_eq!(read(power, CONTROL), PM1_SCI_ENABLE);
+        assert_eq!(write(power, CONTROL, 0), Effect::None);
+        assert_eq!(read(power, CONTROL), PM1_SCI_ENABLE);
+    }
+
+    #[test]
+    fn what_is_enabled_reads_back() {
+        let power = &mut bench().0;
+        assert_eq!(write(power, ENABLE, 0x0521), Effect::None);
+        assert_eq!(read(power, ENABLE), 0x0521);
+    }
+
+    #[test]
+    fn soft_off_needs_the_type_and_the_go() {
+        let power = &mut bench().0;
+        assert_eq!(write(power, CONTROL, sleep(5) & !PM1_SLEEP_ENABLE), Effect::None);
+        assert_eq!(write(power, CONTROL, sleep(1)), Effect::None);
+        assert_eq!(write(power, CONTROL, sleep(5)), OFF);
+    }
+
+    #[test]
+    fn soft_off_may_come_as_its_high_byte() {
+        let [_, high] = sleep(5).to_le_bytes();
+        assert_eq!(bench().0.write(CONTROL + 1, &[high]), OFF);
+    }
+
+    #[test]
+    fn the_go_does_not_read_back_and_the_type_does() {
+        let power = &mut bench().0;
+        assert_eq!(write(power, CONTROL, sleep(1)), Effect::None);
+        assert_eq!(read(power, CONTROL), PM1_SCI_ENABLE | 1 << PM1_SLEEP_TYPE_SHIFT);
+    }
+
+    #[test]
+    fn a_pressed_button_shows_until_a_one_is_written_to_it() {
+        let (mut power, line) = bench();
+        let power = &mut power;
+        assert_eq!(write(power, ENABLE, POWER_BUTTON), Effect::None);
+        power.press_power_button();
+        assert_eq!(line.0.load(Ordering::Relaxed), 1);
+        assert_eq!(write(power, STATUS, !POWER_BUTTON), Effect::None);
+        assert_eq!(read(power, STATUS), POWER_BUTTON);
+        assert_eq!(write(power, STATUS, POWER_BUTTON), Effect::None);
+        assert_eq!(read(power, STATUS), 0);
+    }
+
+    #[test]
+    fn a_button_pressed_early_interrupts_when_it_is_enabled() {
+        let (mut power, line) = bench();
+        power.press_power_button();
+        assert_eq!(line.0.load(Ordering::Relaxed), 0);
+        assert_eq!(write(&mut power, ENABLE, POWER_BUTTON), Effect::None);
+        assert_eq!(line.0.load(Ordering::Relaxed), 1);
+    }
+}

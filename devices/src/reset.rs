@@ -31,3 +31,18 @@ impl Device for ResetRegister {
         if value & RESET_CPU != 0 { Effect::Ends(GuestEnd::Reset) } else { Effect::None }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choosing_a_reset_is_not_resetting() {
+        let mut register = ResetRegister::default();
+        assert_eq!(register.write(0, &[0x02]), Effect::None);
+        let mut data = [0];
+        register.read(0, &mut data);
+        assert_eq!(data, [0x02]);
+        assert_eq!(register.write(0, &[0x06]), Effect::Ends(GuestEnd::Reset));
+    }
+}

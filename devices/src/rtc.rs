@@ -212,3 +212,160 @@ impl Date {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// Milliseconds since 1970.
+    #[derive(Clone, Default)]
+    struct Clock(Arc<AtomicU64>);
+
+    impl Clock {
+        fn at(milliseconds: u64) -> Self {
+            Self(Arc::new(AtomicU64::new(milliseconds)))
+        }
+
+        fn go_on(&self, milliseconds: u64) {
+            self.0.fetch_add(milliseconds, Ordering::Relaxed);
+        }
+
+        fn rtc(&self) -> Rtc {
+            let now = self.0.clone();
+            Rtc::new(move || {
+                SystemTime::UNIX_EPOCH + Duration::from_millis(now.load(Ordering::Relaxed))
+            })
+        }
+    }
+
+    fn read(rtc: &mut Rtc, index: u8) -> u8 {
+        assert_eq!(rtc.write(0, &[index]), Effect::None);
+        let mut data = [0];
+        rtc.read(1, &mut data);
+        data[0]
+    }
+
+    fn write(rtc: &mut Rtc, index: u8, value: u8) {
+        assert_eq!(rtc.write(0, &[index, value]), Effect::None);
+    }
+
+    /// Century, year, month, day, weekday, hour, minute, second, as the registers say.
+    fn read_time(rtc: &mut Rtc) -> [u8; 8] {
+        assert_eq!(read(rtc, STATUS_A) & A_UPDATE_IN_PROGRESS, 0);
+        [CENTURY, YEAR, MONTH, DAY, WEEKDAY, HOURS, MINUTES, SECONDS].map(|index| read(rtc, index))
+    }
+
+    /// 2024-02-29 23:59:59.995 UTC, a Thursday.
+    const LEAP_DAY: u64 = 1_709_251_199_995;
+
+    #[test]
+    fn the_clock_reads_in_bcd_and_to_24_hours_after_power_on() {
+        let rtc = &mut Clock::at(LEAP_DAY).rtc();
+        assert_eq!(read_time(rtc), [0x20, 0x24, 0x02, 0x29, 5, 0x23, 0x59, 0x59]);
+    }
+
+    #[test]
+    fn a_guest_may_have_binary_numbers_and_half_days() {
+        let rtc = &mut Clock::at(LEAP_DAY).rtc();
+        write(rtc, STATUS_B, B_BINARY | B_24_HOURS);
+        assert_eq!(read_time(rtc), [20, 24, 2, 29, 5, 23, 59, 59]);
+        write(rtc, STATUS_B, 0);
+        assert_eq!(read(rtc, HOURS), AFTERNOON | 0x11);
+    }
+
+    #[test]
+    fn half_days_begin_at_twelve() {
+        let hour = |hour: u64| {
+            let rtc = &mut Clock::at(hour * 3_600_000).rtc();
+            write(rtc, STATUS_B, 0);
+            read(rtc, HOURS)
+        };
+        assert_eq!(hour(0), 0x12);
+        assert_eq!(hour(1), 0x01);
+        assert_eq!(hour(12), AFTERNOON | 0x12);
+        assert_eq!(hour(13), AFTERNOON | 0x01);
+    }
+
+    #[test]
+    fn the_time_stands_still_while_it_is_read() {
+        let clock = Clock::at(LEAP_DAY);
+        let rtc = &mut clock.rtc();
+        read(rtc, STATUS_A);
+        let minute_before = read(rtc, MINUTES);
+        clock.go_on(10); // Midnight.
+        assert_eq!((minute_before, read(rtc, SECONDS)), (0x59, 0x59));
+        assert_eq!(read_time(rtc), [0x20, 0x24, 0x03, 0x01, 6, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_guest_that_never_looks_at_register_a_sees_the_time_pass() {
+        let clock = Clock::at(0);
+        let rtc = &mut clock.rtc();
+        assert_eq!(read(rtc, SECONDS), 0);
+        clock.go_on(1_000);
+        assert_eq!(read(rtc, SECONDS), 1);
+    }
+
+    #[test]
+    fn a_host_clock_that_is_set_back_is_followed() {
+        let clock = Clock::at(LEAP_DAY);
+        let rtc = &mut clock.rtc();
+        assert_eq!(read(rtc, YEAR), 0x24);
+        clock.0.store(0, Ordering::Relaxed);
+        assert_eq!(read(rtc, YEAR), 0x70);
+    }
+
+    #[test]
+    fn setting_the_time_is_ignored_and_other_memory_is_kept() {
+        let rtc = &mut Clock::at(LEAP_DAY).rtc();
+        write(rtc, YEAR, 0x99);
+        write(rtc, CENTURY, 0x19);
+        write(rtc, STATUS_D, 0);
+        write(rtc, 0x0f, 0x0a);
+        write(rtc, 0x7f, 0x55);
+        assert_eq!(read(rtc, YEAR), 0x24);
+        assert_eq!(read(rtc, CENTURY), 0x20);
+        assert_eq!(read(rtc, STATUS_D), D_VALID);
+        assert_eq!(read(rtc, 0x0f), 0x0a);
+        assert_eq!(read(rtc, 0x7f), 0x55);
+    }
+
+    #[test]
+    fn keeping_interrupts_out_does_not_change_the_index() {
+        let rtc = &mut Clock::at(0).rtc();
+        assert_eq!(read(rtc, 0x80 | STATUS_D), D_VALID);
+    }
+
+    #[test]
+    fn the_calendar_knows_its_corners() {
+        let date = |days: u64| {
+            let date = Date::of(SystemTime::UNIX_EPOCH + Duration::from_secs(days * 86_400));
+            let year = u32::from(date.century) * 100 + u32::from(date.year_of_century);
+            (year, date.month, date.day, date.weekday)
+        };
+        assert_eq!(date(0), (1970, 1, 1, 5));
+        assert_eq!(date(11_016), (2000, 2, 29, 3)); // A leap year, divisible by 400.
+        assert_eq!(date(11_017), (2000, 3, 1, 4));
+        assert_eq!(date(47_540), (2100, 2, 28, 1)); // Not a leap year.
+        assert_eq!(date(47_541), (2100, 3, 1, 2));
+        assert_eq!(date(2_932_896), (9999, 12, 31, 6));
+        assert_eq!(date(9_999_999), (9999, 12, 31, 6));
+        let before_1970 = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(Date::of(before_1970).year_of_century, 70);
+    }
+
+    #[test]
+    fn every_day_of_400_years_follows_the_one_before() {
+        let date = |day: u64| Date::of(SystemTime::UNIX_EPOCH + Duration::from_secs(day * 86_400));
+        for day in 0..146_097 {
+            let (today, tomorrow) = (date(day), date(day + 1));
+            assert_eq!(tomorrow.weekday, today.weekday % 7 + 1);
+            let same_month = tomorrow.month == today.month && tomorrow.day == today.day + 1;
+            let next_month = tomorrow.month == today.month % 12 + 1 && tomorrow.day == 1;
+            assert!(same_month || next_month, "{today:?} {tomorrow:?}");
+        }
+    }
+}

@@ -93,6 +93,13 @@ pub(crate) fn reopen_for_writing(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     own(unsafe { libc::open(path.as_ptr(), flags) })
 }
 
+/// Whether writing to `fd` waits when there is no room.
+#[cfg(test)]
+pub(crate) fn may_wait(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: no pointers are involved.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) & libc::O_NONBLOCK == 0 }
+}
+
 /// Which of `wanted` (or POLLERR, POLLHUP, POLLNVAL) each descriptor reports right now.
 /// Negative descriptors report nothing.
 pub(crate) fn poll_now<const N: usize>(fds: [RawFd; N], wanted: i16) -> [i16; N] {

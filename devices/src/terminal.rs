@@ -145,3 +145,41 @@ impl Keys {
         end
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the guest gets of what is typed in these pieces, and whether the end is wanted.
+    fn sorted(pieces: &[&[u8]]) -> (Vec<u8>, bool) {
+        let mut keys = Keys::default();
+        let mut guest = Vec::new();
+        let mut end = false;
+        for piece in pieces {
+            end |= keys.sort(piece, &mut guest).is_some();
+        }
+        (guest, end)
+    }
+
+    #[test]
+    fn plain_keys_are_for_the_guest() {
+        let typed = b"ls\r\x1b[A\x1c\x1a";
+        assert_eq!(sorted(&[typed]), (typed.to_vec(), false));
+    }
+
+    #[test]
+    fn the_prefix_and_x_end_the_run_in_one_piece_or_two() {
+        assert_eq!(sorted(&[b"a\x01xb"]), (b"ab".to_vec(), true));
+        assert_eq!(sorted(&[b"a\x01", b"xb"]), (b"ab".to_vec(), true));
+    }
+
+    #[test]
+    fn the_prefix_sends_itself_and_ctrl_c() {
+        assert_eq!(sorted(&[b"\x01a\x01c"]), (b"\x01\x03".to_vec(), false));
+    }
+
+    #[test]
+    fn the_prefix_swallows_keys_without_a_meaning() {
+        assert_eq!(sorted(&[b"\x01zx\x01\x01x"]), (b"xx".to_vec(), false));
+    }
+}

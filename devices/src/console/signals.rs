@@ -119,3 +119,45 @@ impl Wishes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(wishes: &[(Wish, u64)]) -> Vec<Answer> {
+        let start = Instant::now();
+        let mut heard = Wishes::default();
+        wishes
+            .iter()
+            .map(|&(wish, at)| heard.hear(wish, start + Duration::from_millis(at)))
+            .collect()
+    }
+
+    #[test]
+    fn the_second_ctrl_c_is_impatience_however_fast() {
+        assert_eq!(answers(&[(Wish::Key, 0), (Wish::Key, 0)]), [Answer::End, Answer::EndAtOnce]);
+    }
+
+    #[test]
+    fn a_program_that_signals_process_and_group_means_it_once() {
+        assert_eq!(
+            answers(&[(Wish::Program, 0), (Wish::Program, 1)]),
+            [Answer::End, Answer::Nothing]
+        );
+    }
+
+    #[test]
+    fn a_program_that_comes_back_later_is_impatient() {
+        assert_eq!(
+            answers(&[(Wish::Program, 0), (Wish::Program, 100)]),
+            [Answer::End, Answer::EndAtOnce]
+        );
+    }
+
+    #[test]
+    fn sigint_is_a_person_and_sigterm_a_program() {
+        assert_eq!(Wish::of(libc::SIGINT), Wish::Key);
+        assert_eq!(Wish::of(libc::SIGTERM), Wish::Program);
+        assert_eq!(Wish::of(libc::SIGHUP), Wish::Program);
+    }
+}

@@ -157,3 +157,64 @@ impl Way {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As where a pipe cannot be opened once more.
+    fn careful(fd: OwnedFd) -> Sink {
+        Sink {
+            writable: Writable::watch(fd.as_fd()).unwrap(),
+            way: Way::Careful { fd, piece: PIPE_PIECE },
+        }
+    }
+
+    /// Writes until nothing is taken. Returns how much was.
+    fn fill(sink: &mut Sink) -> usize {
+        let mut all = 0;
+        while let Written::Some(some) = sink.write(&[b'.'; 10_000]) {
+            all += some;
+        }
+        all
+    }
+
+    fn is_readable(fd: RawFd) -> bool {
+        sys::poll_now([fd], libc::POLLIN) != [0]
+    }
+
+    #[test]
+    fn a_pipe_that_others_share_is_filled_without_waiting_for_its_reader() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut sink = careful(writer.into());
+        let all = fill(&mut sink);
+        assert!(all > 0);
+        assert!(matches!(sink.write(b"."), Written::NotNow));
+        assert!(!is_readable(sink.readiness()));
+
+        io::Read::read_exact(&mut reader, &mut vec![0; all]).unwrap();
+
+        assert!(is_readable(sink.readiness()));
+        assert!(matches!(sink.write(b"."), Written::Some(1)));
+    }
+
+    #[test]
+    fn waiting_is_not_forbidden_to_those_who_share_the_pipe() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let shared: OwnedFd = writer.into();
+        let sink = Sink::open(Output::Descriptor(shared.try_clone().unwrap())).unwrap();
+        assert!(matches!(sink.way, Way::Private(_)));
+        assert!(sys::may_wait(shared.as_fd()));
+    }
+
+    #[test]
+    fn a_pipe_without_a_reader_never_takes_anything() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut sink = Sink::open(Output::Descriptor(writer.into())).unwrap();
+        let Written::Never(error) = sink.write(b".") else {
+            panic!("written to nobody");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
