@@ -72,8 +72,9 @@ impl Unpacked {
     }
 }
 
+/// The name of an entry says what is in it: one whose contents change gets another.
 fn shipped_name(line: &str) -> String {
-    format!("kernel-{line}")
+    format!("shipped-{line}")
 }
 
 fn unpacked_name(line: &str) -> String {
