@@ -88,6 +88,7 @@ struct Shared {
 }
 
 /// What a byte pushed means for the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wake {
     No,
     Now,
@@ -103,14 +104,7 @@ impl Cable {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             shared: Arc::new(Shared {
-                ring: Mutex::new(Ring {
-                    bytes: VecDeque::with_capacity(CAPACITY),
-                    mode: Mode::Open,
-                    urgent: false,
-                    armed: false,
-                    starved: false,
-                    tally: OutputTally::default(),
-                }),
+                ring: Mutex::new(Ring::new()),
                 bell: Doorbell::new()?,
                 timer: Timer::new()?,
                 takes_input: AtomicBool::new(false),
@@ -149,7 +143,12 @@ impl Cable {
     pub(crate) fn take(&self, into: &mut Vec<u8>, most: usize) -> bool {
         let mut ring = self.shared.ring.lock();
         let count = most.min(ring.bytes.len());
-        into.extend(ring.bytes.drain(..count));
+        // By slices: the guest's next byte waits for this copy.
+        let (front, back) = ring.bytes.as_slices();
+        let of_front = count.min(front.len());
+        into.extend_from_slice(&front[..of_front]);
+        into.extend_from_slice(&back[..count - of_front]);
+        ring.bytes.drain(..count);
         ring.urgent &= !ring.bytes.is_empty();
         let make_room = ring.starved && ring.bytes.len() <= HALF;
         ring.starved &= !make_room;
@@ -236,6 +235,17 @@ impl Cable {
 }
 
 impl Ring {
+    fn new() -> Self {
+        Self {
+            bytes: VecDeque::with_capacity(CAPACITY),
+            mode: Mode::Open,
+            urgent: false,
+            armed: false,
+            starved: false,
+            tally: OutputTally::default(),
+        }
+    }
+
     fn push(&mut self, byte: u8) -> Wake {
         if self.mode == Mode::Closed {
             self.tally.accepted += 1;
@@ -260,5 +270,88 @@ impl Ring {
         }
         self.armed = true;
         Wake::Soon
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each byte of `text` does to a new ring's console.
+    fn wakes(ring: &mut Ring, text: &str) -> Vec<Wake> {
+        text.bytes().map(|byte| ring.push(byte)).collect()
+    }
+
+    #[test]
+    fn the_first_byte_arms_the_timer_and_only_the_newline_rings() {
+        assert_eq!(wakes(&mut Ring::new(), "ab\n"), [Wake::Soon, Wake::No, Wake::Now]);
+    }
+
+    #[test]
+    fn the_timer_is_not_armed_while_it_runs_or_while_the_console_comes_anyway() {
+        let ring = &mut Ring::new();
+        assert_eq!(wakes(ring, "\na"), [Wake::Now, Wake::No]);
+        let cable = Cable::new().unwrap();
+        cable.push(b'a');
+        assert!(cable.shared.ring.lock().armed);
+        assert!(!cable.take(&mut Vec::new(), usize::MAX));
+        assert_eq!(cable.shared.ring.lock().push(b'b'), Wake::No);
+    }
+
+    #[test]
+    fn half_full_rings_once() {
+        let ring = &mut Ring::new();
+        let wakes = wakes(ring, &".".repeat(CAPACITY));
+        let rings: Vec<_> = (0..CAPACITY).filter(|&at| wakes[at] == Wake::Now).collect();
+        assert_eq!(rings, [HALF - 1]);
+    }
+
+    #[test]
+    fn a_console_that_cannot_write_is_not_woken_and_does_not_miss_it() {
+        let cable = Cable::new().unwrap();
+        cable.set_blocked(true);
+        assert_eq!(cable.shared.ring.lock().push(b'\n'), Wake::No);
+        assert!(!cable.has_work());
+        // Whoever unblocks it takes what is there, before it sleeps.
+        cable.set_blocked(false);
+        assert!(!cable.take(&mut Vec::new(), usize::MAX));
+        assert_eq!(cable.shared.ring.lock().push(b'\n'), Wake::Now);
+        assert!(cable.has_work());
+    }
+
+    #[test]
+    fn a_line_keeps_the_console_awake_until_it_is_taken() {
+        let cable = Cable::new().unwrap();
+        cable.push(b'a');
+        assert!(!cable.has_work());
+        cable.push(b'\n');
+        assert!(cable.has_work());
+        assert!(!cable.take(&mut Vec::new(), usize::MAX));
+        assert!(!cable.has_work());
+    }
+
+    #[test]
+    fn bytes_come_out_in_order_around_the_end_of_the_ring() {
+        let cable = Cable::new().unwrap();
+        let mut taken = Vec::new();
+        (0..CAPACITY).for_each(|_| cable.push(b'.'));
+        assert!(!cable.take(&mut taken, CAPACITY - 2));
+        taken.clear();
+        b"abc".iter().for_each(|&byte| cable.push(byte));
+        assert!(!cable.take(&mut taken, 4));
+        assert!(!cable.take(&mut taken, 4));
+        assert_eq!(taken, b"..abc");
+    }
+
+    #[test]
+    fn room_is_announced_once_and_only_to_those_who_were_told_to_wait() {
+        let cable = Cable::new().unwrap();
+        (0..CAPACITY).for_each(|_| cable.push(b'.'));
+        assert!(!cable.take(&mut Vec::new(), HALF));
+        (0..HALF).for_each(|_| cable.push(b'.'));
+        assert!(!cable.is_ready());
+        assert!(!cable.take(&mut Vec::new(), HALF - 1));
+        assert!(cable.take(&mut Vec::new(), 1));
+        assert!(!cable.take(&mut Vec::new(), 1));
     }
 }
