@@ -226,7 +226,7 @@ impl Elf {
                 .ok()
                 .filter(|_| header.file_len <= MOST_NOTES)
                 .ok_or(BadElf::TooManyNotes(header.file_len))?;
-            let notes = read("its notes", header.offset, len)?;
+            let notes = read("its note section", header.offset, len)?;
             if let Some(entry) = pvh_entry(&notes, header.offset)? {
                 start = Start::Pvh(entry);
             }
