@@ -26,6 +26,7 @@ pub mod storm;
 pub mod storm_control;
 pub mod storm_driver;
 mod tables;
+pub mod toucher;
 
 /// Bytes to place in the guest's memory, and where.
 pub type Piece = (Gpa, Vec<u8>);
@@ -107,8 +108,14 @@ impl Guest {
 }
 
 /// All of them, in the order of `--help`.
-pub const ALL: &[&Guest] =
-    &[&hello::GUEST, &smp::GUEST, &storm::GUEST, &storm::GUEST_AT_CPL_0, &spin::GUEST];
+pub const ALL: &[&Guest] = &[
+    &hello::GUEST,
+    &smp::GUEST,
+    &storm::GUEST,
+    &storm::GUEST_AT_CPL_0,
+    &spin::GUEST,
+    &toucher::GUEST,
+];
 
 /// The guest that `--guest` calls `name`.
 #[must_use]
