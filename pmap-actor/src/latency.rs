@@ -41,18 +41,19 @@ impl Latency {
     /// The histogram in a few numbers; all zero when it is empty.
     #[must_use]
     pub fn quantiles(&self) -> Quantiles {
-        if self.histogram.is_empty() {
-            return Quantiles::default();
-        }
-        let at = |quantile| self.histogram.value_at_quantile(quantile);
-        Quantiles {
-            count: self.histogram.len(),
-            min_ns: self.histogram.min(),
-            p50_ns: at(0.5),
-            p90_ns: at(0.9),
-            p99_ns: at(0.99),
-            p999_ns: at(0.999),
-            max_ns: self.histogram.max(),
-        }
+        quantiles(shootdown::Quantiles::of(&self.histogram))
+    }
+}
+
+/// The protocol's quantiles in the words of the contract: neither crate knows the other.
+pub(crate) fn quantiles(of: shootdown::Quantiles) -> Quantiles {
+    Quantiles {
+        count: of.count,
+        min_ns: of.min_ns,
+        p50_ns: of.p50_ns,
+        p90_ns: of.p90_ns,
+        p99_ns: of.p99_ns,
+        p999_ns: of.p999_ns,
+        max_ns: of.max_ns,
     }
 }

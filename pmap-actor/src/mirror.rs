@@ -43,6 +43,14 @@ pub trait Mirror {
     /// The host's refusal.
     fn unmap(&mut self, range: GpaRange) -> io::Result<()>;
 
+    /// Takes the pages out of the object: whoever maps them next gets zeroes. (The host drops
+    /// what is still mapped of them.)
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn free(&mut self, range: GpaRange) -> io::Result<()>;
+
     /// Ends whoever touches this range, now and from now on, with an error: nothing is there.
     ///
     /// # Errors
@@ -70,7 +78,7 @@ pub trait Mirror {
 pub struct KvmMirror {
     memory: Arc<GuestMemory>,
     userfault: Arc<Userfault>,
-    /// For tests that a guest notices: `unmap` does nothing.
+    /// For tests that a guest notices: `unmap` and `free` do nothing.
     skip_unmap: bool,
 }
 
@@ -111,6 +119,11 @@ impl Mirror for KvmMirror {
 
     fn unmap(&mut self, range: GpaRange) -> io::Result<()> {
         if self.skip_unmap { Ok(()) } else { self.memory.unmap_view(range) }
+    }
+
+    fn free(&mut self, range: GpaRange) -> io::Result<()> {
+        // Freeing would drop the host mapping too.
+        if self.skip_unmap { Ok(()) } else { self.memory.free(range) }
     }
 
     fn refuse(&mut self, range: GpaRange) -> io::Result<()> {

@@ -39,14 +39,14 @@ use actors::pulse::Pulse;
 use actors::threads::{self, Joined};
 use actors::{ActorName, Gpa, VcpuId};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use shootdown::{Domain, Ticket, Whom};
+use shootdown::{Domain, Overdue, Tally, Ticket, Whom};
 use tracing::error;
 
 use crate::ept::masks::PmapFlags;
 use crate::handle::{SpaceHandle, seal};
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::{BATCH, Fault, NoUserfault, Userfault};
-use crate::latency::{Latency, nanoseconds};
+use crate::latency::{Latency, nanoseconds, quantiles};
 use crate::mirror::KvmMirror;
 use crate::record::{Action, FaultRecord};
 use crate::roster::Roster;
@@ -179,10 +179,7 @@ pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Joined), StartError> {
 struct Counted {
     faults: FaultTally,
     fault_service: Latency,
-    raised: u64,
-    knocks: u64,
-    latency: Latency,
-    kernel_half: Latency,
+    shootdowns: Tally,
 }
 
 /// Who waits for a shootdown, and for what answer.
@@ -194,11 +191,27 @@ enum Waiting {
 
 /// A shootdown that is not over.
 struct OnItsWay {
-    ticket: Ticket<Removed>,
+    /// Until it is redeemed.
+    ticket: Option<Ticket<Removed>>,
+    /// From then on.
+    removed: Option<Removed>,
     raised_at: Instant,
     knocked: u32,
     waiting: Vec<Waiting>,
     reported_overdue: bool,
+}
+
+impl OnItsWay {
+    /// Whether every vcpu has come out or flushed: the look at W1 of the dance.
+    fn is_over(&mut self, domain: &Domain) -> bool {
+        if let Some(ticket) = self.ticket.take() {
+            match domain.redeem(ticket) {
+                Ok(removed) => self.removed = Some(removed),
+                Err(ticket) => self.ticket = Some(ticket),
+            }
+        }
+        self.removed.is_some()
+    }
 }
 
 struct SpaceActor {
@@ -251,11 +264,11 @@ impl SpaceActor {
         };
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(-1);
         self.pulse.rest();
-        let mailbox = &self.mailbox;
-        let (domain, shootdown) = (&self.config.domain, &self.on_its_way);
+        let (mailbox, domain) = (&self.mailbox, &self.config.domain);
         // While a shootdown is on its way mail does not count; its end does.
+        let shootdown = &mut self.on_its_way;
         let ready = || match shootdown {
-            Some(shootdown) => domain.is_done(&shootdown.ticket),
+            Some(shootdown) => shootdown.is_over(domain),
             None => !mailbox.is_empty(),
         };
         let events = self.bell.sleep([self.userfault.as_raw_fd()], timeout, ready);
@@ -366,50 +379,45 @@ impl SpaceActor {
             roster.knock(seat);
             knocked += 1;
         });
-        self.counted.raised += 1;
-        self.counted.knocks += u64::from(knocked);
-        let shootdown = OnItsWay { ticket, raised_at, knocked, waiting, reported_overdue: false };
-        self.on_its_way = Some(shootdown);
+        self.counted.shootdowns.raised(usize::try_from(knocked).unwrap_or(usize::MAX));
+        self.on_its_way = Some(OnItsWay {
+            ticket: Some(ticket),
+            removed: None,
+            raised_at,
+            knocked,
+            waiting,
+            reported_overdue: false,
+        });
     }
 
     fn finish_shootdown(&mut self) -> bool {
         let Some(mut shootdown) = self.on_its_way.take() else { return false };
-        match self.config.domain.redeem(shootdown.ticket) {
-            Ok(removed) => {
-                let completion = shootdown.raised_at.elapsed();
-                self.counted.latency.record(completion);
-                let given = self.space.give_back(removed);
-                let times = RaiseTimes {
-                    completion_ns: nanoseconds(completion),
-                    knocked: shootdown.knocked,
-                };
-                for waiting in shootdown.waiting {
-                    waiting.answer(&given, times);
-                }
-                true
-            }
-            Err(ticket) => {
-                shootdown.ticket = ticket;
-                self.look_for_overdue(&mut shootdown);
-                self.on_its_way = Some(shootdown);
-                false
-            }
+        if !shootdown.is_over(&self.config.domain) {
+            self.look_for_overdue(&mut shootdown);
+            self.on_its_way = Some(shootdown);
+            return false;
         }
+        let completion = shootdown.raised_at.elapsed();
+        self.counted.shootdowns.completed(completion);
+        let given = shootdown.removed.map_or(Ok(()), |removed| self.space.give_back(removed));
+        let times =
+            RaiseTimes { completion_ns: nanoseconds(completion), knocked: shootdown.knocked };
+        for waiting in shootdown.waiting {
+            waiting.answer(&given, times);
+        }
+        true
     }
 
     fn look_for_overdue(&self, shootdown: &mut OnItsWay) {
-        let waited = shootdown.raised_at.elapsed();
-        if waited < OVERDUE || shootdown.reported_overdue {
+        let Some(ticket) = &shootdown.ticket else { return };
+        if shootdown.reported_overdue {
             return;
         }
-        shootdown.reported_overdue = true;
-        for seat in shootdown.ticket.waiting() {
-            let vcpu = VcpuId(u16::try_from(seat.0).expect("seats are vcpus"));
-            let what = format!(
-                "has not left the guest {:.1} s after invalidation {} was raised",
-                waited.as_secs_f64(),
-                shootdown.ticket.target().0
-            );
+        if let Err(overdue) = Overdue::check(ticket, shootdown.raised_at.elapsed(), OVERDUE) {
+            shootdown.reported_overdue = true;
+            let first = overdue.seats.first().map_or(0, |seat| seat.0);
+            let vcpu = VcpuId(u16::try_from(first).expect("seats are vcpus"));
+            let what = overdue.to_string();
             (self.config.tell)(Tidings::HostFailed { actor: ActorName::Vcpu(vcpu), what });
         }
     }
@@ -506,7 +514,7 @@ impl SpaceActor {
             let times = RaiseTimes { completion_ns: 0, knocked: 0 };
             waiting.into_iter().for_each(|asker| asker.answer(&given, times));
         } else {
-            self.counted.kernel_half.record(began.elapsed());
+            self.counted.shootdowns.kernel_half_took(began.elapsed());
             self.raise(all, waiting);
         }
     }
@@ -527,10 +535,10 @@ impl SpaceActor {
             table_pages: self.space.tables().table_pages(),
             generation: self.config.domain.generation().0,
             shootdowns: ShootdownTally {
-                raised: self.counted.raised,
-                knocks: self.counted.knocks,
-                latency: self.counted.latency.quantiles(),
-                kernel_half: self.counted.kernel_half.quantiles(),
+                raised: self.counted.shootdowns.raises(),
+                knocks: self.counted.shootdowns.knocks(),
+                latency: quantiles(self.counted.shootdowns.latency()),
+                kernel_half: quantiles(self.counted.shootdowns.kernel_half()),
             },
         }
     }

@@ -493,7 +493,7 @@ impl<M: Mirror> VmSpace<M> {
     pub fn give_back(&mut self, removed: Removed) -> Result<(), SpaceError> {
         self.tables.give_back(removed.tables);
         for range in removed.frames {
-            self.memory.free(range).map_err(|error| host("free guest memory", &error))?;
+            self.mirror.free(range).map_err(|error| host("free guest memory", &error))?;
             for page in range.iter_pages() {
                 let number = self.page_number(page);
                 self.resident.remove(number);

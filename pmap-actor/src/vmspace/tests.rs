@@ -10,16 +10,14 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 
 /// A host mapping as a table of pages: present means reachable, the value means writable.
-#[derive(Default)]
 struct ScriptedMirror {
+    memory: Arc<GuestMemory>,
     pages: BTreeMap<u64, bool>,
     refused: Vec<GpaRange>,
-    calls: u64,
 }
 
 impl ScriptedMirror {
     fn put(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed> {
-        self.calls += 1;
         let mut done = 0;
         for page in range.iter_pages() {
             if self.pages.contains_key(&page.0) {
@@ -49,6 +47,9 @@ impl Mirror for ScriptedMirror {
         self.pages.retain(|page, _| !range.contains(Gpa(*page)));
         Ok(())
     }
+    fn free(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.free(range)
+    }
     fn refuse(&mut self, range: GpaRange) -> io::Result<()> {
         self.refused.push(range);
         Ok(())
@@ -73,7 +74,9 @@ fn range(start: u64, pages: u64) -> GpaRange {
 fn space(around: u64) -> VmSpace<ScriptedMirror> {
     let layout = MemoryLayout::split(PAGES * PAGE_SIZE, LOWMEM_LIMIT, 48).unwrap();
     let memory = Arc::new(GuestMemory::new(layout).unwrap());
-    VmSpace::new(memory, PmapFlags::EMULATE_AD_BITS, ScriptedMirror::default(), around)
+    let mirror =
+        ScriptedMirror { memory: memory.clone(), pages: BTreeMap::new(), refused: Vec::new() };
+    VmSpace::new(memory, PmapFlags::EMULATE_AD_BITS, mirror, around)
 }
 
 fn full(around: u64) -> VmSpace<ScriptedMirror> {

@@ -1,0 +1,407 @@
+//! Who is made in which order, and who gets whose handle.
+//!
+//! ```text
+//!   memory ─▶ KVM machine ─▶ tracer ─▶ pmap ─▶ console, devices ─▶ vcpus ─▶ loader, supervisor
+//! ```
+//!
+//! Each needs only what stands to its left. When a step fails, what was made is dropped from
+//! right to left: handles go, so threads end.
+
+use std::fmt::Display;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr, System};
+use actors::contract::guest::{TellMachine, Tidings};
+use actors::device::Bus;
+use actors::layout::BadLayout;
+use actors::pulse::Pulse;
+use actors::threads::{self, Joined};
+use actors::{ActorName, Protection, VcpuId, platform};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use devices::cable::Cable;
+use devices::console::{Console, Input, Output, Setup, block_signals};
+use devices::power::PowerManagement;
+use devices::serial::Serial;
+use devices::{Wiring, attach};
+use loader_actor::LoaderHandle;
+use parking_lot::Mutex;
+use pmap_actor::handle::SpaceHandle;
+use pmap_actor::host::memory::GuestMemory;
+use pmap_actor::roster::Roster;
+use pmap_actor::space_actor::{self, SpaceConfig};
+use shootdown::{Domain, SeatId};
+use tokio::sync::{mpsc, oneshot};
+use vcpu_actor::engine::kvm::{Halts, KvmError, KvmSystem, KvmVm};
+use vcpu_actor::{KickKind, VcpuConfig, VcpuHandle, pause_all};
+
+use crate::machine::{Machine, TheEnd};
+use crate::outcome::ExitStatus;
+use crate::phase::Phase;
+use crate::spec::{ConsoleKind, MachineSpec};
+use crate::supervisor::MachineActor;
+use crate::tracer;
+use crate::watch::Watch;
+
+/// How long a fresh vcpu thread may take to answer its first order.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
+
+/// Why a machine cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The memory makes no sense.
+    #[error(transparent)]
+    Layout(#[from] BadLayout),
+    /// KVM cannot do it.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// More than the host can address.
+    #[error("the host has no room for {bytes} bytes of guest memory: {why}")]
+    Memory {
+        /// What was wanted.
+        bytes: u64,
+        /// The operating system's reason.
+        why: io::Error,
+    },
+    /// Wired memory must be there.
+    #[error(
+        "{wanted} bytes of guest memory cannot be wired (-S): the host has {available} bytes \
+         available; ask for less, or leave out -S to page on demand"
+    )]
+    NotEnoughToWire {
+        /// What was wanted.
+        wanted: u64,
+        /// `MemAvailable`.
+        available: u64,
+    },
+    /// The pmap cannot start.
+    #[error(transparent)]
+    Pmap(#[from] space_actor::StartError),
+    /// Something else the host refused.
+    #[error("cannot {what}: {why}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// The reason.
+        why: String,
+    },
+}
+
+impl BuildError {
+    /// The command's exit status.
+    #[must_use]
+    pub fn exit_status(&self) -> ExitStatus {
+        match self {
+            Self::Layout(_) | Self::Kvm(KvmError::NoVcpus | KvmError::TooManyVcpus { .. }) => {
+                ExitStatus::Usage
+            }
+            Self::Kvm(_) | Self::Memory { .. } | Self::NotEnoughToWire { .. } | Self::Pmap(_) => {
+                ExitStatus::HostLacks
+            }
+            Self::Host { .. } => ExitStatus::Error,
+        }
+    }
+}
+
+fn host<E: Display>(what: impl Into<String>) -> impl FnOnce(E) -> BuildError {
+    let what = what.into();
+    move |why| BuildError::Host { what, why: why.to_string() }
+}
+
+/// What must outlive every vcpu thread and the userfaultfd: closing a virtual machine waits
+/// for faults that nobody would serve any more.
+pub(crate) struct KeptUntilTheEnd {
+    _vm: KvmVm,
+}
+
+/// Where everybody's tidings go.
+struct Ears {
+    tell: TellMachine,
+    tidings: mpsc::UnboundedReceiver<Tidings>,
+    gone: Receiver<ActorName>,
+}
+
+impl Ears {
+    /// Unbounded, because nobody may wait for the machine; and it cannot grow: an actor tells
+    /// at most a few things in its life, and each may be its last.
+    fn new() -> Self {
+        let (heard, tidings) = mpsc::unbounded_channel();
+        let (ends, gone) = unbounded();
+        let tell: TellMachine = Arc::new(move |news: Tidings| {
+            let ended = match &news {
+                Tidings::Gone { actor, .. } => Some(*actor),
+                _ => None,
+            };
+            // Whoever listened may be gone at the very end; then nobody wants to know.
+            let _nobody = heard.send(news);
+            if let Some(actor) = ended {
+                let _nobody = ends.send(actor);
+            }
+        });
+        Self { tell, tidings, gone }
+    }
+}
+
+/// The console, and where captured output collects.
+struct Plugged {
+    console: Console,
+    captured: Option<Arc<Mutex<Vec<u8>>>>,
+    ports: Arc<Bus>,
+    mmio: Arc<Bus>,
+}
+
+pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
+    let epoch = Instant::now();
+    let layout = spec.layout()?;
+    if spec.wire {
+        must_be_available(layout.total())?;
+    }
+    let system = KvmSystem::open()?;
+    let kvm = system.facts().flavor.to_string();
+    let memory = GuestMemory::new(layout)
+        .map_err(|why| BuildError::Memory { bytes: layout.total(), why })?;
+    let memory = Arc::new(memory);
+    let halts = if spec.exact_vcpus { Halts::OccupyTheCpu } else { Halts::default() };
+    let mut vm = KvmVm::create(&system, spec.vcpus, halts)?;
+    give_memory(&mut vm, &memory)?;
+
+    let Ears { tell, tidings, gone } = Ears::new();
+    let mut threads = Vec::new();
+    let mut watch = Watch::default();
+
+    let tracer = match &spec.trace {
+        None => None,
+        Some(path) => {
+            let started = tracer::start(path, tell.clone());
+            let what = format!("write the fault trace {}", path.display());
+            let (records, tracer, thread) = started.map_err(host(what))?;
+            watch.add(ActorName::Tracer, tracer.pulse());
+            threads.push((ActorName::Tracer, thread));
+            Some((records, tracer))
+        }
+    };
+    let (trace, tracer) = tracer.unzip();
+
+    let domain = Arc::new(Domain::new(usize::from(spec.vcpus)));
+    let roster = Arc::new(Roster::new(spec.vcpus));
+    let (space, thread) = space_actor::start(SpaceConfig {
+        memory,
+        domain: domain.clone(),
+        roster: roster.clone(),
+        mode: spec.shootdown,
+        fault_around_pages: spec.fault_around_pages,
+        spin_for_faults: spec.spin_for_faults,
+        trace,
+        epoch,
+        tell: tell.clone(),
+        skip_mirror_unmap: spec.skip_mirror_unmap,
+    })?;
+    watch.add(ActorName::Pmap, space.pulse().clone());
+    threads.push((ActorName::Pmap, thread));
+    for range in layout.ranges() {
+        space.map(range, Protection::all()).map_err(host("map the guest's memory"))?;
+        if spec.wire {
+            space.wire(range).map_err(host("wire the guest's memory (-S)"))?;
+        }
+    }
+
+    let plugged = plug_in(&spec, &vm, &tell)?;
+    watch.add(ActorName::Console, plugged.console.pulse());
+
+    let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
+    for id in (0..spec.vcpus).map(VcpuId) {
+        let pulse = Pulse::default();
+        let (vcpu, thread) = vcpu_actor::start(VcpuConfig {
+            id,
+            engine: vm.create_vcpu(id)?,
+            domain: domain.clone(),
+            seat: SeatId(id.index()),
+            ports: plugged.ports.clone(),
+            mmio: plugged.mmio.clone(),
+            layout,
+            tell: tell.clone(),
+            wake: space.waker(),
+            pulse: pulse.clone(),
+            kick: KickKind::default(),
+        })
+        .map_err(host(format!("start a thread for {id}")))?;
+        watch.add(ActorName::Vcpu(id), pulse);
+        threads.push((ActorName::Vcpu(id), thread));
+        vcpus.push(vcpu);
+    }
+    enter_in_roster(&roster, &vcpus)?;
+
+    let supervisor_pulse = Pulse::default();
+    let (outcome_sender, outcome) = bounded(1);
+    let control = Control {
+        vcpus: vcpus.clone(),
+        space: space.clone(),
+        watch,
+        pulse: supervisor_pulse.clone(),
+        tidings,
+        outcome: outcome_sender,
+        timeout: spec.timeout,
+        tell,
+    };
+    let (supervisor, stop_supervisor) = control.start(&mut threads)?;
+
+    Ok(Machine {
+        kvm,
+        domain,
+        space,
+        vcpus,
+        console: Some(plugged.console),
+        tracer,
+        captured: plugged.captured,
+        supervisor,
+        end: Mutex::new(TheEnd::watching(supervisor_pulse)),
+        stop_supervisor: Some(stop_supervisor),
+        outcome,
+        threads,
+        gone,
+        build_time: epoch.elapsed(),
+        loaded: None,
+        load_time: Duration::ZERO,
+        running_since: None,
+        spec,
+        _vm: KeptUntilTheEnd { _vm: vm },
+    })
+}
+
+/// Wiring takes memory at once; better an error now than the out-of-memory killer later.
+fn must_be_available(wanted: u64) -> Result<(), BuildError> {
+    let text = std::fs::read_to_string("/proc/meminfo").map_err(host("read /proc/meminfo"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let available =
+        kilobytes.ok_or("it names no MemAvailable").map_err(host("read /proc/meminfo"))?;
+    let available = available.saturating_mul(1024);
+    if wanted > available {
+        return Err(BuildError::NotEnoughToWire { wanted, available });
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "gives KVM the addresses of memory that the guest will use")]
+fn give_memory(vm: &mut KvmVm, memory: &GuestMemory) -> Result<(), BuildError> {
+    for slot in memory.slots() {
+        // SAFETY: the guest view is made for this: no Rust reference into it is ever made, it
+        // stays mapped as long as `GuestMemory` lives, and the pmap, whose handle every
+        // machine keeps until its vcpus are joined, keeps that alive.
+        unsafe { vm.add_memory(slot.range, slot.host) }?;
+    }
+    Ok(())
+}
+
+fn plug_in(spec: &MachineSpec, vm: &KvmVm, tell: &TellMachine) -> Result<Plugged, BuildError> {
+    let cable = Cable::new().map_err(host("make the console's cable"))?;
+    let serial_line = vm.irq_line(platform::COM1_IRQ.into())?;
+    let serial = Arc::new(Mutex::new(Serial::new(serial_line, cable.clone())));
+    let sci_line = vm.irq_line(platform::SCI_IRQ.into())?;
+    let power = Arc::new(Mutex::new(PowerManagement::new(sci_line)));
+    let wiring = Wiring { serial: serial.clone(), power };
+    let (ports, mmio) = attach(wiring).map_err(host("place the devices"))?;
+
+    let mut captured = None;
+    let mut setup =
+        Setup { cable, serial, input: Input::None, output: Output::Null, signals: None };
+    match spec.console {
+        ConsoleKind::Null => {}
+        ConsoleKind::Captured => {
+            let (output, all) = Output::collect();
+            setup.output = output;
+            captured = Some(all);
+        }
+        ConsoleKind::Terminal => {
+            setup.input = Input::stdin().map_err(host("read stdin"))?;
+            setup.output = Output::stdout().map_err(host("write stdout"))?;
+            // Blocked by `main` before any thread was started (`ConsoleKind::Terminal`).
+            let signals = block_signals().map_err(host("take Ctrl-C"))?;
+            setup.signals = Some(signals.inbox().map_err(host("take Ctrl-C"))?);
+        }
+    }
+    let console = Console::start(setup, tell.clone()).map_err(host("start the console"))?;
+    Ok(Plugged { console, captured, ports: Arc::new(ports), mmio: Arc::new(mmio) })
+}
+
+/// Tells the pmap whose thread is whose. A vcpu's thread has a number once it has answered.
+fn enter_in_roster(roster: &Roster, vcpus: &[VcpuHandle]) -> Result<(), BuildError> {
+    let deadline = Instant::now() + FIRST_ANSWER;
+    pause_all(vcpus).wait(deadline).map_err(host("start the vcpus"))?;
+    for vcpu in vcpus {
+        let thread = vcpu.tid().and_then(|thread| u32::try_from(thread).ok());
+        let thread =
+            thread.ok_or("its thread has ended").map_err(host(format!("start {}", vcpu.id())))?;
+        let knocker = vcpu.knocker();
+        roster.enter(vcpu.id(), thread, Arc::new(move || knocker.knock()));
+    }
+    Ok(())
+}
+
+/// The control plane's thread: an actix system with the supervisor and the loader's desk.
+struct Control {
+    vcpus: Vec<VcpuHandle>,
+    space: SpaceHandle,
+    watch: Watch,
+    pulse: Pulse,
+    tidings: mpsc::UnboundedReceiver<Tidings>,
+    outcome: Sender<crate::outcome::Outcome>,
+    timeout: Option<Duration>,
+    tell: TellMachine,
+}
+
+/// What the control plane's thread says when it is up.
+type Up = Result<(Addr<MachineActor>, Joined), io::Error>;
+
+impl Control {
+    fn start(
+        self,
+        threads: &mut Vec<(ActorName, Joined)>,
+    ) -> Result<(Addr<MachineActor>, oneshot::Sender<()>), BuildError> {
+        let (stop, stopped) = oneshot::channel();
+        let (up, is_up) = bounded::<Up>(1);
+        let tell = self.tell.clone();
+        let ended = move |actor, ending| tell(Tidings::Gone { actor, ending });
+        let body = move || {
+            System::new().block_on(async move {
+                let (up_with, loader) = self.assemble();
+                drop(up.send(up_with));
+                // Dropping the sender is as good as sending.
+                let _ended = stopped.await;
+                if let Some(loader) = loader {
+                    loader.retire();
+                }
+            });
+        };
+        let thread =
+            threads::spawn(ActorName::Machine, ended, body).map_err(host("start a thread"))?;
+        threads.push((ActorName::Machine, thread));
+        let up = is_up.recv().map_err(host("start the control plane"))?;
+        let (supervisor, loader) = up.map_err(host("start the loader's thread"))?;
+        threads.push((ActorName::Loader, loader));
+        Ok((supervisor, stop))
+    }
+
+    fn assemble(mut self) -> (Up, Option<LoaderHandle>) {
+        let layout = self.space.guest_memory().layout();
+        let port = Arc::new(self.space.clone());
+        let (loader, thread) = match loader_actor::start(layout, port, self.tell.clone()) {
+            Ok(started) => started,
+            Err(error) => return (Err(error), None),
+        };
+        self.watch.add(ActorName::Loader, loader.pulse());
+        let supervisor = MachineActor {
+            phase: Phase::Built,
+            vcpus: self.vcpus,
+            loader: loader.clone(),
+            watch: self.watch,
+            last_look: Instant::now(),
+            pulse: self.pulse,
+            tidings: Some(self.tidings),
+            outcome: self.outcome,
+            timeout: self.timeout,
+        };
+        (Ok((supervisor.start(), thread)), Some(loader))
+    }
+}

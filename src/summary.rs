@@ -1,0 +1,149 @@
+//! What a person wants to know after a run: a few lines on stderr.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use actors::contract::space::Quantiles;
+use skep::Ended;
+
+use crate::switches::StormReport;
+
+/// "1.23 s", "45.6 ms", "7.8 us", "90 ns".
+pub(crate) fn time(nanoseconds: u64) -> String {
+    let value = nanoseconds as f64;
+    match nanoseconds {
+        1_000_000_000.. => format!("{:.2} s", value / 1e9),
+        1_000_000.. => format!("{:.1} ms", value / 1e6),
+        1_000.. => format!("{:.1} us", value / 1e3),
+        _ => format!("{nanoseconds} ns"),
+    }
+}
+
+/// "12.5 MiB", "80 KiB".
+pub(crate) fn size(bytes: u64) -> String {
+    let value = bytes as f64;
+    match bytes {
+        0x4000_0000.. => format!("{:.1} GiB", value / f64::from(1 << 30)),
+        0x10_0000.. => format!("{:.1} MiB", value / f64::from(1 << 20)),
+        _ => format!("{} KiB", bytes / 1024),
+    }
+}
+
+fn quantiles(of: &Quantiles) -> String {
+    if of.count == 0 {
+        return "none".to_owned();
+    }
+    // A quantile that fewer than ten samples lie beyond says nothing.
+    let mut text = format!("p50 {}", time(of.p50_ns));
+    if of.count >= 100 {
+        let _infallible = write!(text, ", p90 {}", time(of.p90_ns));
+    }
+    if of.count >= 1_000 {
+        let _infallible = write!(text, ", p99 {}", time(of.p99_ns));
+    }
+    if of.count >= 10_000 {
+        let _infallible = write!(text, ", p99.9 {}", time(of.p999_ns));
+    }
+    let _infallible = write!(text, ", max {}", time(of.max_ns));
+    text
+}
+
+/// Writes the summary to stderr.
+pub(crate) fn print(ended: &Ended, storm: Option<StormReport>) {
+    let _closed = std::io::Write::write_all(&mut std::io::stderr(), text(ended, storm).as_bytes());
+}
+
+fn text(ended: &Ended, storm: Option<StormReport>) -> String {
+    let report = &ended.report;
+    let mut lines = vec![
+        String::new(),
+        format!("skep: {}", report.outcome),
+        format!("  engine      {}, KVM is {}", report.engine, report.kvm),
+        format!(
+            "  time        built in {}, loaded in {}{}, ran {}",
+            time(report.build_ns),
+            time(report.load_ns),
+            report.format.map(|format| format!(" ({format})")).unwrap_or_default(),
+            time(report.run_ns)
+        ),
+    ];
+    let sum = |of: fn(&machine::report::VcpuReport) -> u64| report.vcpu.iter().map(of).sum::<u64>();
+    lines.push(format!(
+        "  vcpus       {}: {} entries, {} port and {} memory-mapped accesses, {} knocks answered",
+        report.vcpus,
+        sum(|vcpu| vcpu.exits.entries),
+        sum(|vcpu| vcpu.exits.port_accesses),
+        sum(|vcpu| vcpu.exits.mmio_accesses),
+        sum(|vcpu| vcpu.exits.knocked_out),
+    ));
+    if let Some(space) = &report.space {
+        let faults = &space.faults;
+        lines.push(format!(
+            "  memory      {} given, {} resident",
+            size(report.memory_bytes),
+            size(space.resident_bytes)
+        ));
+        lines.push(format!(
+            "  faults      {}: {} zero-filled, {} mapped, {} there already, {} unprotected, {} refused; {} pages came along",
+            faults.total,
+            faults.zero_filled,
+            faults.mapped_existing,
+            faults.already_there,
+            faults.write_unprotected,
+            faults.refused,
+            faults.pages_around
+        ));
+        lines.push(format!("  per fault   {}", quantiles(&space.fault_service)));
+        let shootdowns = &space.shootdowns;
+        lines.push(format!(
+            "  shootdowns  {}: {} knocks, {} flushes done, {} saved",
+            shootdowns.raised,
+            shootdowns.knocks,
+            sum(|vcpu| vcpu.flushes.flushes_done),
+            sum(|vcpu| vcpu.flushes.flushes_saved),
+        ));
+        if shootdowns.raised > 0 {
+            lines.push(format!("  latency     {}", quantiles(&shootdowns.latency)));
+            lines.push(format!("  host's half {}", quantiles(&shootdowns.kernel_half)));
+        }
+    }
+    if let Some(storm) = storm {
+        lines.push(format!(
+            "  storm       {} invalidations, {} of pages in use just before and after; {} touches, {} renewals seen",
+            storm.invalidations, storm.in_use, storm.touches, storm.renewals
+        ));
+    }
+    if report.console_lost_bytes > 0 {
+        lines.push(format!(
+            "  console     {} of {} bytes were lost",
+            report.console_lost_bytes, report.console_bytes
+        ));
+    }
+    for name in &report.left_behind {
+        let patience = Duration::from_secs(3);
+        lines.push(format!("  left behind {name}: its thread did not end within {patience:?}"));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_have_three_digits_and_a_unit() {
+        assert_eq!(time(999), "999 ns");
+        assert_eq!(time(31_600), "31.6 us");
+        assert_eq!(time(2_500_000_000), "2.50 s");
+        assert_eq!(size(80 << 10), "80 KiB");
+        assert_eq!(size(3 << 29), "1.5 GiB");
+    }
+
+    #[test]
+    fn a_quantile_is_shown_only_where_enough_samples_lie_beyond_it() {
+        let few = Quantiles { count: 99, p50_ns: 5, max_ns: 9, ..Quantiles::default() };
+        assert_eq!(quantiles(&few), "p50 5 ns, max 9 ns");
+        assert!(quantiles(&Quantiles { count: 10_000, ..few }).contains("p99.9"));
+    }
+}
