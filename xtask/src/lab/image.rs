@@ -53,8 +53,6 @@ const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mkdir -p /dev/pts /dev/shm
 /bin/busybox mount -t devpts devpts /dev/pts
 /bin/busybox mount -t tmpfs tmpfs /dev/shm
-/bin/busybox mount -t tmpfs tmpfs /tmp
-/bin/busybox mount -t tmpfs tmpfs /run
 /bin/busybox --install -s /bin 2>/dev/null
 export PATH=/usr/local/bin:/bin:/usr/bin:/sbin:/usr/sbin HOME=/root TERM=linux SKEP_LAB=1
 hostname lab

@@ -233,7 +233,7 @@ impl Place {
             .filter(|line| !line.contains("TCG doesn't support requested feature"))
             .map(|line| format!("{line}\n"))
             .collect();
-        let words = format!("{}\n{}", last_lines(&read("log"), 25), last_lines(&qemu, 5));
+        let words = format!("{}\n{}", cause(&read("log")), last_lines(&qemu, 5));
         words.trim().to_owned()
     }
 }
@@ -242,6 +242,17 @@ impl Drop for Place {
     fn drop(&mut self) {
         // Nothing depends on its going: the name is ours alone.
         let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The telling part of a kernel's log: from the first line of a crash, or the end.
+fn cause(log: &str) -> String {
+    let crash = ["BUG:", "Oops", "Kernel panic", "double fault", "int3"];
+    let lines: Vec<&str> = log.lines().collect();
+    let first = lines.iter().position(|line| crash.iter().any(|word| line.contains(word)));
+    match first {
+        Some(first) => lines[first..].iter().take(15).copied().collect::<Vec<_>>().join("\n"),
+        None => last_lines(log, 8),
     }
 }
 
@@ -368,6 +379,13 @@ mod tests {
             shown,
             ["Ready", "Status(3)", "File(\"/tmp/a b\", [10, 49, 10, 50, 51])", "Done"]
         );
+    }
+
+    #[test]
+    fn the_cause_is_where_a_crash_begins_or_else_the_end() {
+        let log = "one\ntwo\nKernel panic - not syncing\n trace\n";
+        assert_eq!(cause(log), "Kernel panic - not syncing\n trace");
+        assert_eq!(cause("one\ntwo\n"), "one\ntwo");
     }
 
     #[test]
