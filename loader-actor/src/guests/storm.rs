@@ -95,7 +95,7 @@ pub const GUEST: Guest = Guest {
     load_at: IMAGE,
     entry: start::entry,
     prepare: |_, vcpus| prepare(vcpus, Level::User),
-    memory_bytes: DATA.0 + DATA_PAGES * actors::PAGE_SIZE,
+    memory_bytes: DATA.0 + DATA_PAGES as u64 * actors::PAGE_SIZE,
     most_vcpus: MOST_VCPUS,
 };
 

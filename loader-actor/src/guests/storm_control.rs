@@ -46,7 +46,7 @@ pub const VCPUS: Gpa = Gpa(CONTROL.0 + PAGE_SIZE);
 /// The first data page.
 pub const DATA: Gpa = Gpa(CONTROL.0 + (2 << 20));
 /// How many data pages there are: the guest draws them with five random bits.
-pub const DATA_PAGES: u64 = 32;
+pub const DATA_PAGES: u16 = 32;
 /// Bytes from one slot of a data page, or one page word, to the next.
 pub const SLOT_STRIDE: u64 = 64;
 /// As many as a data page has slots.
@@ -118,7 +118,7 @@ pub fn control_range(vcpus: u16) -> GpaRange {
 /// Never: the constants are whole pages.
 #[must_use]
 pub fn data_range() -> GpaRange {
-    GpaRange::new(DATA, DATA_PAGES * PAGE_SIZE).expect("whole pages")
+    GpaRange::new(DATA, u64::from(DATA_PAGES) * PAGE_SIZE).expect("whole pages")
 }
 
 /// Data page `index`.
@@ -127,9 +127,9 @@ pub fn data_range() -> GpaRange {
 ///
 /// When `index` is not below [`DATA_PAGES`].
 #[must_use]
-pub fn data_page(index: u64) -> GpaRange {
+pub fn data_page(index: u16) -> GpaRange {
     assert!(index < DATA_PAGES, "there is no data page {index}");
-    GpaRange::page_of(Gpa(DATA.0 + index * PAGE_SIZE))
+    GpaRange::page_of(Gpa(DATA.0 + u64::from(index) * PAGE_SIZE))
 }
 
 /// `payload` with its complement above it.
@@ -147,22 +147,25 @@ pub fn page_word(generation: u32, mode: Mode) -> u64 {
 /// What lies there before the guest starts: every page open in its first generation, and
 /// every vcpu aware of it.
 pub(super) fn pieces(vcpus: u16) -> Vec<Piece> {
-    let mut monitor = vec![0; PAGE_SIZE as usize];
-    for index in 0..DATA_PAGES {
-        let word = page_word(FIRST_GENERATION, Mode::Open);
-        put(&mut monitor, control::PAGE_WORDS + index * SLOT_STRIDE, word);
-    }
-    let mut vcpu_page = vec![0; PAGE_SIZE as usize];
-    for index in 0..DATA_PAGES {
-        put(&mut vcpu_page, vcpu::SEEN + index * 8, u64::from(FIRST_GENERATION));
-    }
-    let all_vcpus = vcpu_page.repeat(usize::from(vcpus));
+    let data_pages = u64::from(DATA_PAGES);
+    let monitor = page_of_words(|offset| match offset.checked_sub(control::PAGE_WORDS) {
+        Some(at) if at % SLOT_STRIDE == 0 && at / SLOT_STRIDE < data_pages => {
+            page_word(FIRST_GENERATION, Mode::Open)
+        }
+        _ => 0,
+    });
+    let one_vcpu = page_of_words(|offset| match offset.checked_sub(vcpu::SEEN) {
+        Some(at) if at / 8 < data_pages => u64::from(FIRST_GENERATION),
+        _ => 0,
+    });
+    let all_vcpus = one_vcpu.repeat(usize::from(vcpus));
     vec![(CONTROL, monitor), (VCPUS, all_vcpus)]
 }
 
-fn put(page: &mut [u8], offset: u64, word: u64) {
-    let offset = offset as usize;
-    page[offset..offset + 8].copy_from_slice(&word.to_le_bytes());
+/// A page whose 64-bit word at each offset is `word(offset)`.
+fn page_of_words(word: impl Fn(u64) -> u64) -> Vec<u8> {
+    let offsets = (0..PAGE_SIZE).step_by(8);
+    offsets.flat_map(|offset| word(offset).to_le_bytes()).collect()
 }
 
 /// The monitor's end of the conversation.
@@ -223,8 +226,8 @@ impl<'m> StormControl<'m> {
     /// # Errors
     ///
     /// [`ControlError`].
-    pub fn aim(&self, page: u64) -> Result<(), ControlError> {
-        self.store(Gpa(CONTROL.0 + control::FOCUS), page % DATA_PAGES)
+    pub fn aim(&self, page: u16) -> Result<(), ControlError> {
+        self.store(Gpa(CONTROL.0 + control::FOCUS), u64::from(page % DATA_PAGES))
     }
 
     /// Publishes `generation` and `mode` of data page `page`.
@@ -232,8 +235,8 @@ impl<'m> StormControl<'m> {
     /// # Errors
     ///
     /// [`ControlError`].
-    pub fn publish(&self, page: u64, generation: u32, mode: Mode) -> Result<(), ControlError> {
-        let at = CONTROL.0 + control::PAGE_WORDS + page % DATA_PAGES * SLOT_STRIDE;
+    pub fn publish(&self, page: u16, generation: u32, mode: Mode) -> Result<(), ControlError> {
+        let at = CONTROL.0 + control::PAGE_WORDS + u64::from(page % DATA_PAGES) * SLOT_STRIDE;
         self.store(Gpa(at), page_word(generation, mode))?;
         // M2: the page word first, then a look at who is touching. Pairs with the
         // guest's locked exchange between its announcement and its look at the page word.
@@ -255,8 +258,8 @@ impl<'m> StormControl<'m> {
     /// # Errors
     ///
     /// [`ControlError`].
-    pub fn uses(&self, page: u64) -> Result<u64, ControlError> {
-        self.sum(vcpu::USES + page % DATA_PAGES * 8)
+    pub fn uses(&self, page: u16) -> Result<u64, ControlError> {
+        self.sum(vcpu::USES + u64::from(page % DATA_PAGES) * 8)
     }
 
     /// Whether every vcpu has begun.
@@ -341,7 +344,7 @@ mod tests {
 
     #[test]
     fn no_sealed_word_is_zero_and_half_of_one_is_not_sealed() {
-        let is_sealed = |word: u64| !(word >> 32) as u32 == word as u32;
+        let is_sealed = |word: u64| word >> 32 == !word & 0xffff_ffff;
         for payload in [0, 1, u32::MAX, 0x0001_0002] {
             assert_ne!(sealed(payload), 0);
             assert!(is_sealed(sealed(payload)));
@@ -357,7 +360,7 @@ mod tests {
         for (at, bytes) in pieces(2) {
             memory.write_slice(&bytes, GuestAddress(at.0)).unwrap();
         }
-        for index in 0..DATA_PAGES {
+        for index in 0..u64::from(DATA_PAGES) {
             let at = GuestAddress(CONTROL.0 + 0x800 + index * 64);
             assert_eq!(memory.read_obj::<u64>(at).unwrap(), sealed(1 << 2));
         }

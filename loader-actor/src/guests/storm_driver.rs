@@ -129,7 +129,7 @@ pub struct StormDriver {
     mix: Mix,
     rounds_left: u64,
     generations: [u32; DATA_PAGES as usize],
-    page: u64,
+    page: u16,
     acts: VecDeque<Act>,
     waiting: Waiting,
     /// The act that just ended was `Used`.
@@ -232,7 +232,7 @@ impl StormDriver {
         control: &StormControl<'_>,
     ) -> Result<Option<Order>, ControlError> {
         let page = self.page;
-        let generation = &mut self.generations[page as usize];
+        let generation = &mut self.generations[usize::from(page)];
         let after_use = std::mem::take(&mut self.just_used);
         match act {
             Act::Used => self.waiting = Waiting::Used(control.uses(page)?),
@@ -243,7 +243,7 @@ impl StormDriver {
             }
             Act::Drained => {
                 let touches = control.touching()?.into_iter().enumerate();
-                let of_this_page = touches.filter(|(_, touch)| touch & 0xff == page + 1);
+                let of_this_page = touches.filter(|(_, touch)| touch & 0xff == u64::from(page) + 1);
                 self.waiting = Waiting::Drained(of_this_page.collect());
             }
             Act::Order(order) => {
@@ -263,7 +263,8 @@ impl StormDriver {
         use Act as A;
         self.rounds_left -= 1;
         self.storms.rounds += 1;
-        self.page = self.draw(DATA_PAGES);
+        let [byte, ..] = self.draw().to_le_bytes();
+        self.page = u16::from(byte) % DATA_PAGES;
         let range = data_page(self.page);
         let script: &[Act] = match self.draw_script() {
             Script::Forget => &[A::Used, A::Order(Order::Forget(range)), A::Used],
@@ -312,8 +313,8 @@ impl StormDriver {
             (Script::Replace, self.mix.replace),
             (Script::Discard, self.mix.discard),
         ];
-        let total = weights.iter().map(|&(_, weight)| u64::from(weight)).sum();
-        let mut drawn = self.draw(total);
+        let total: u64 = weights.iter().map(|&(_, weight)| u64::from(weight)).sum();
+        let mut drawn = self.draw().checked_rem(total).unwrap_or(0);
         for (script, weight) in weights {
             let weight = u64::from(weight);
             if drawn < weight {
@@ -325,13 +326,13 @@ impl StormDriver {
         Script::Forget
     }
 
-    /// A number below `limit` (0 if that is 0), by splitmix64.
-    fn draw(&mut self, limit: u64) -> u64 {
+    /// The next random number: splitmix64.
+    fn draw(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.random;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31).checked_rem(limit).unwrap_or(0)
+        mixed ^ mixed >> 31
     }
 }
 

@@ -15,7 +15,7 @@ use super::Piece;
 use super::places::TABLES;
 
 /// Entries of one table.
-const ENTRIES: u64 = 512;
+const ENTRIES: u16 = 512;
 
 /// Gigabytes mapped: all that 32-bit addresses reach, which is where the local APIC is.
 const GIGABYTES: u64 = 4;
@@ -38,7 +38,7 @@ pub(super) fn piece() -> Piece {
 
     let top = one_table([level_3 | table]);
     let middle = one_table((0..GIGABYTES).map(|giga| (level_2 + giga * PAGE_SIZE) | table));
-    let leaves = (0..GIGABYTES * ENTRIES).map(|index| (index << 21) | leaf);
+    let leaves = (0..GIGABYTES * u64::from(ENTRIES)).map(|index| (index << 21) | leaf);
 
     let words = top.chain(middle).chain(leaves);
     (TABLES, words.flat_map(u64::to_le_bytes).collect())
@@ -47,7 +47,7 @@ pub(super) fn piece() -> Piece {
 /// `first`, filled up to a whole table with absent entries.
 fn one_table(first: impl IntoIterator<Item = u64>) -> impl Iterator<Item = u64> {
     let absent = std::iter::repeat(0);
-    first.into_iter().chain(absent).take(ENTRIES as usize)
+    first.into_iter().chain(absent).take(usize::from(ENTRIES))
 }
 
 #[cfg(test)]
@@ -58,12 +58,12 @@ mod tests {
     fn translate(linear: u64) -> (u64, u64) {
         let (at, bytes) = piece();
         let word = |gpa: u64| {
-            let offset = (gpa - at.0) as usize;
+            let offset = usize::try_from(gpa - at.0).unwrap();
             u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
         };
         let mut table = TABLES.0;
         for shift in [39, 30, 21] {
-            let entry = word(table + (linear >> shift) % ENTRIES * 8);
+            let entry = word(table + (linear >> shift) % u64::from(ENTRIES) * 8);
             if entry & PRESENT == 0 || entry & LARGE != 0 {
                 return (entry & !0x1f_ffff | linear & 0x1f_ffff, entry & 0xfff);
             }

@@ -145,7 +145,7 @@ fn prepare(memory: &MemoryLayout, vcpus: u16) -> Vec<Piece> {
     let touches = Touches::pages(free_pages.min(MOST_TOUCHES), true);
     let mut pieces = start::pieces(vcpus, Level::User, &touches.words());
     let own_bytes = RESULTS.0 + MOST_TOUCHES * 8 - OWN.0;
-    pieces.push((OWN, vec![0; own_bytes as usize]));
+    pieces.push((OWN, (0..own_bytes).map(|_| 0).collect()));
     pieces
 }
 
