@@ -30,9 +30,9 @@
 //!
 //! # Reading order
 //!
-//! [`state`] (what a vcpu does next, as a table) → [`thread`] (does it) → [`knock`] (how it is brought out)
-//! → [`serve`] (who answers an exit) → [`engine`] (what runs the guest) → [`handle`] and [`together`]
-//! (what everybody else holds).
+//! `state.rs` (what a vcpu does next, as a table) → `thread.rs` (does it) → `knock/` (how it is brought
+//! out) → `serve.rs` (who answers an exit) → [`engine`] (what runs the guest) → `handle.rs` and
+//! `together.rs` (what everybody else holds).
 
 pub mod engine;
 mod handle;

@@ -138,8 +138,15 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        // A panic in the guest has dropped `InGuest` already, which says "out" but wakes nobody.
-        self.domain.retire(self.seat, &mut self.cached);
+        let left = if std::thread::panicking() {
+            // `InGuest` was dropped by the unwinding, which says "out" but wakes nobody.
+            self.domain.abandon(self.seat)
+        } else {
+            self.domain.retire(self.seat, &mut self.cached);
+            Left::Unnoticed
+        };
+        trace!(?left, "gone from the domain");
+        // Whatever it says: a wake too many costs nothing here, one too few a deadline.
         (self.wake)();
         self.publish();
     }
@@ -204,8 +211,8 @@ impl<E: Engine> VcpuThread<E> {
         if self.engaged {
             self.listener.disengage();
             self.engaged = false;
-            self.presence.publish();
         }
+        self.presence.publish();
         self.pulse.rest();
         let order = self.mailbox.recv().unwrap_or(Order::Retire);
         self.pulse.beat();
@@ -215,7 +222,7 @@ impl<E: Engine> VcpuThread<E> {
     /// Takes an order if there is one.
     fn look_for_order(&mut self) -> Option<Order> {
         if self.engaged {
-            self.listener.forget_any_knock();
+            self.listener.heed();
         } else {
             self.listener.engage();
             self.engaged = true;
@@ -276,7 +283,7 @@ impl<E: Engine> VcpuThread<E> {
                     break;
                 }
             }
-            self.listener.forget_any_knock();
+            self.listener.heed();
         }
         match self.engine.look() {
             Ok(looks) => drop(reply.send(Snapshot {
@@ -296,7 +303,7 @@ impl<E: Engine> VcpuThread<E> {
             Trip::Exit => Event::Exit,
             Trip::Knocked => {
                 self.presence.tally.knocked_out += 1;
-                self.listener.forget_knock();
+                self.listener.heed_after_knock();
                 Event::Knocked
             }
         }

@@ -122,6 +122,25 @@ fn a_triple_fault_is_told_with_the_place() {
 }
 
 #[test]
+fn memory_that_the_host_takes_away_ends_the_guest_and_is_told() {
+    let Some(kvm) = kvm() else { return };
+    let machine = bare(&kvm, 1, 2 << 20, KickKind::default());
+    machine.memory.forbid(0x5000);
+    machine.run_user(&[
+        0x89, 0x04, 0x25, 0x00, 0x50, 0x00, 0x00, //    mov  [0x5000], eax
+        0xeb, 0xfe, //                                  jmp  $
+    ]);
+    match machine.tiding() {
+        Tidings::Faulted(GuestFault::Engine { rip, what, .. }) => {
+            assert_eq!(rip, support::USER_CODE);
+            assert!(what.starts_with("the host refused an access"), "{what}");
+        }
+        other => panic!("{other:?}"),
+    }
+    machine.retire();
+}
+
+#[test]
 fn a_guest_that_ends_itself_is_told_once_and_never_runs_again() {
     let Some(kvm) = kvm() else { return };
     for (code, end) in [(0, GuestEnd::PowerOff), (7, GuestEnd::Failed(7))] {

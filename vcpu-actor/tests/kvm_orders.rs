@@ -11,7 +11,7 @@ use actors::contract::guest::Tidings;
 use actors::contract::vcpu::Break;
 use actors::threads::Ending;
 use shootdown::{SeatId, Whom};
-use support::{Bare, COUNT, bare, deadline, kvm};
+use support::{Bare, COUNT, PATIENCE, bare, deadline, kvm};
 use vcpu_actor::{KickKind, OrderError, pause_all, run_all};
 
 const MEMORY: usize = 2 << 20;
@@ -24,12 +24,16 @@ fn pause_and_resume(vcpus: u16, times: u32, kick: KickKind) {
     let machine = bare(&kvm, vcpus, MEMORY, kick);
     machine.run_user(COUNT);
     machine.await_progress(&vec![0; vcpus.into()]);
-    for _ in 0..times {
+    for round in 0..times {
         pause_all(&machine.vcpus).wait(deadline()).unwrap();
         let parked = machine.counts();
         std::thread::yield_now();
         assert_eq!(machine.counts(), parked, "a parked vcpu moves");
         run_all(&machine.vcpus).unwrap();
+        // On an overcommitted host this costs a turn of its scheduler.
+        if round % 8 == 0 {
+            machine.await_any_progress(&parked);
+        }
     }
     let before = machine.counts();
     machine.await_progress(&before);
@@ -122,7 +126,8 @@ fn a_tally_is_complete_when_the_thread_has_ended() {
     machine.vcpus[0].retire().unwrap();
     machine.join();
     let tally = machine.vcpus[0].tally();
-    assert_eq!((tally.entries, tally.knocked_out), (1, 1));
+    assert!(tally.entries > 0);
+    assert_eq!(tally.entries, tally.knocked_out);
     assert_eq!((tally.port_accesses, tally.other_exits), (0, 0));
 }
 
@@ -193,7 +198,7 @@ fn shoot_down(machine: &Bare) -> usize {
     let patience = deadline();
     while let Err(early) = machine.domain.redeem(ticket) {
         assert!(Instant::now() < patience, "{:?}", early.waiting());
-        std::thread::yield_now();
+        std::thread::park_timeout(PATIENCE);
         ticket = early;
     }
     knocked

@@ -2,27 +2,27 @@
 //!
 //! # The promise
 //!
-//! When [`Knocker::knock`] returns, the vcpu is outside the guest, or comes out without waiting
-//! for anything, or will look at its orders before it goes in.
+//! When [`Knocker::knock`] returns, the vcpu sleeps at its mailbox, or comes out of the guest without
+//! waiting for anything, or will look at its orders before it goes in.
 //!
 //! # The dance
 //!
+//! A flag and a signal, in the order that [`shootdown::kick`] draws, checks with a model and carries
+//! out (its V1, S2 and S3 are here). Around it, one more pair of "set mine, look at yours" spares
+//! parked vcpus the signal:
+//!
 //! ```text
 //!   whoever knocks                          vcpu thread
-//!   K1  order into the mailbox,             T0  engaged = true         (leaving the parking spot)
-//!       or a new generation                 T1  flag = 0               (only if it was set)
+//!   K1  order into the mailbox              T1  engaged = true     (leaving the parking spot)
 //!   K2  ── fence SeqCst ──                  T2  ── fence SeqCst ──
-//!   K3  not engaged? then nothing to do     T3  look: mailbox, generation
-//!   K4  flag = 1                            T4  KVM_RUN: the kernel reads the flag, then runs
-//!   K5  signal                                  the guest, interruptible by the signal
+//!   K3  not engaged? then nothing to do     T3  look at the mailbox
+//!   K4  flag, signal (S2, S3)               T4  in and out of the guest (V1 to V5)
+//!                                           T5  engaged = false    (back at the parking spot)
 //! ```
 //!
-//! * Orders first, flag second; flag cleared first, orders looked at second. So a thread that
-//!   misses the order at T3 cannot have erased the flag of its knock at T1: T4 sees it.
-//! * A signal that arrives before T4 has a handler that does nothing and would be lost alone: the flag
-//!   is what remains of it. A flag raised after the kernel has read it would be lost alone: the
-//!   signal interrupts the guest.
-//! * A thread that is not engaged sleeps at its mailbox, where the order itself wakes it.
+//! Either the sender sees T1 and knocks, or T3 sees the order. A thread that is not engaged sleeps at its
+//! mailbox, where the order itself wakes it. A shootdown knocks only on a vcpu it has seen in the
+//! guest: it sees T1 then, for T1 comes before the entry; or it sees T5, and the trip is over.
 //!
 //! # Two kinds of delivery
 //!
@@ -38,6 +38,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering, fence};
+
+use shootdown::kick;
 
 pub use signal::SignalError;
 pub(crate) use signal::mask_for_the_guest;
@@ -118,18 +120,20 @@ impl Knocker {
     ///
     /// Costs one fence when the vcpu is parked, one system call otherwise; never blocks.
     pub fn knock(&self) {
-        fence(Ordering::SeqCst); // K2: pairs with T2 and with the fence in `engage`.
+        fence(Ordering::SeqCst); // K2: pairs with T2.
         // K3. Relaxed: the fence orders it.
         if !self.door.engaged.load(Ordering::Relaxed) {
             return;
         }
-        self.door.flag.byte().store(1, Ordering::Relaxed); // K4: ordered by the system call.
-        // Acquire pairs with the store in `Listener::here`: the thread has its mask by then.
-        let tid = self.door.tid.load(Ordering::Acquire);
-        if tid != 0 {
-            // K5. Not sent only if the thread has ended, which is as far out as it gets.
-            signal::send(tid);
-        }
+        // K4.
+        kick::ask(self.door.flag.byte(), || {
+            // Acquire pairs with the store in `Listener::here`: the thread has its mask by then.
+            let tid = self.door.tid.load(Ordering::Acquire);
+            if tid != 0 {
+                // Not sent only if the thread has ended, which is as far out as it gets.
+                signal::send(tid);
+            }
+        });
     }
 
     /// The kernel's id of the vcpu's thread while it lives. userfaultfd names threads by it.
@@ -170,31 +174,34 @@ impl Listener {
 
     /// "From now on an order may find me in the guest." Call before looking at the mailbox.
     pub(crate) fn engage(&self) {
-        self.door.engaged.store(true, Ordering::Relaxed); // T0: ordered by the fence.
-        fence(Ordering::SeqCst); // Pairs with K2: the sender sees T0, or T3 sees the order.
+        self.door.engaged.store(true, Ordering::Relaxed); // T1: ordered by the fence.
+        fence(Ordering::SeqCst); // T2: pairs with K2.
     }
 
     /// "I wait at my mailbox now."
     pub(crate) fn disengage(&self) {
-        // Relaxed: whoever still sees the old value knocks once in vain.
+        // T5. Relaxed: whoever still sees the old value knocks once in vain.
         self.door.engaged.store(false, Ordering::Relaxed);
     }
 
-    /// After an exit of the guest's own: forgets a knock that came meanwhile. Call before looking at
-    /// the mailbox.
-    pub(crate) fn forget_any_knock(&self) {
-        if self.door.is_flag_raised() {
-            self.forget_knock();
+    /// Takes the knocks so far. Call before looking at the mailbox, and before entering.
+    pub(crate) fn heed(&self) {
+        if kick::heed(self.door.flag.byte()) {
+            self.consume_signal();
         }
     }
 
-    /// After a knock: forgets it. Call before looking at the mailbox.
-    pub(crate) fn forget_knock(&self) {
-        self.door.flag.byte().store(0, Ordering::Relaxed); // T1: ordered by the fence.
-        fence(Ordering::SeqCst); // T2: pairs with K2.
+    /// The same after a trip that a knock, or any signal, has ended.
+    pub(crate) fn heed_after_knock(&self) {
+        kick::heed(self.door.flag.byte());
+        // Even without the flag: the signal may come after its flag has been heeded.
+        self.consume_signal();
+    }
+
+    /// A blocked signal stays pending and would end every trip from now on. One that arrives after
+    /// this ends one trip in vain.
+    fn consume_signal(&self) {
         if self.kind == KickKind::Mask {
-            // A blocked signal stays pending and would end every trip from now on. One that
-            // arrives after this ends one trip in vain.
             signal::consume();
         }
     }
@@ -229,7 +236,7 @@ mod tests {
         listener.engage();
         knocker.knock();
         assert!(listener.door.is_flag_raised());
-        listener.forget_any_knock();
+        listener.heed();
         assert!(!listener.door.is_flag_raised());
     }
 

@@ -85,16 +85,26 @@ impl Memory {
     pub fn write(&self, at: u64, bytes: &[u8]) {
         let at = usize::try_from(at).unwrap();
         assert!(at + bytes.len() <= self.len);
+        let place = self.base.wrapping_add(at);
         // SAFETY: inside the mapping, which is never unmapped; no guest runs yet.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(at), bytes.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
+    }
+
+    /// Takes a page away from whoever looks, as a host mapping may change under a guest.
+    pub fn forbid(&self, page: u64) {
+        let place = self.base.wrapping_add(usize::try_from(page).unwrap());
+        // SAFETY: inside the mapping; nothing of ours refers to that page from now on.
+        let done = unsafe { libc::mprotect(place.cast(), 4096, libc::PROT_NONE) };
+        assert_eq!(done, 0);
     }
 
     /// A number that the guest may be writing.
     pub fn number(&self, at: u64) -> &'static AtomicU64 {
         let at = usize::try_from(at).unwrap();
         assert!(at + 8 <= self.len && at.is_multiple_of(8));
+        let place = self.base.wrapping_add(at).cast();
         // SAFETY: inside the mapping, which is never unmapped, aligned.
-        unsafe { AtomicU64::from_ptr(self.base.add(at).cast()) }
+        unsafe { AtomicU64::from_ptr(place) }
     }
 }
 
@@ -145,7 +155,8 @@ pub struct Bare {
     threads: Vec<Joined>,
 }
 
-/// Vcpus with `len` bytes of memory, whose threads wait for orders.
+/// Vcpus with `len` bytes of memory, whose threads wait for orders. Whoever calls this is the raiser
+/// that they wake.
 pub fn bare(kvm: &KvmSystem, vcpus: u16, len: usize, kick: KickKind) -> Bare {
     let mut vm = KvmVm::create(kvm, vcpus, Halts::SleepInTheKernel).unwrap();
     let memory = Memory::new(len);
@@ -177,6 +188,7 @@ pub fn bare(kvm: &KvmSystem, vcpus: u16, len: usize, kick: KickKind) -> Bare {
     for id in (0..vcpus).map(VcpuId) {
         let tell = tell_machine.clone();
         let wakes = wakes.clone();
+        let raiser = std::thread::current();
         let pulse = Pulse::default();
         let (handle, joined) = start(VcpuConfig {
             id,
@@ -189,6 +201,7 @@ pub fn bare(kvm: &KvmSystem, vcpus: u16, len: usize, kick: KickKind) -> Bare {
             tell: Arc::new(move |tidings| drop(tell.send(tidings))),
             wake: Arc::new(move || {
                 wakes.fetch_add(1, Ordering::Relaxed);
+                raiser.unpark();
             }),
             pulse: pulse.clone(),
             kick,
@@ -278,6 +291,15 @@ impl Bare {
                 assert!(Instant::now() < deadline, "vcpu {index} makes no progress");
                 std::thread::yield_now();
             }
+        }
+    }
+
+    /// Waits until some vcpu has gone on from `before`: then at least one is busy in the guest.
+    pub fn await_any_progress(&self, before: &[u64]) {
+        let deadline = deadline();
+        while self.counts() == before {
+            assert!(Instant::now() < deadline, "no vcpu makes progress");
+            std::thread::yield_now();
         }
     }
 

@@ -69,8 +69,12 @@ pub(crate) fn shape(
         .filter(|entry| !is_ours(entry.function) && entry.function != 0x8000_0026)
         .copied()
         .collect();
+    let is_amd = supported.iter().any(is_amd_vendor);
     for entry in &mut leaves {
         adjust(entry, place, halts, tsc_deadline);
+        if is_amd {
+            adjust_amd(entry, place);
+        }
     }
     for leaf in [0xb, 0x1f].into_iter().filter(|leaf| *leaf <= highest(0)) {
         leaves.extend(levels(leaf, place));
@@ -100,11 +104,15 @@ fn adjust(entry: &mut kvm_cpuid_entry2, place: Place, halts: Halts, tsc_deadline
         0x4000_0001 if halts == Halts::OccupyTheCpu => {
             entry.eax &= !(ASYNC_PAGE_FAULTS | UNHALT);
         }
-        // Set on AMD only; Intel reserves it.
-        0x8000_0001 => entry.ecx = put(entry.ecx, CORES, many && is_topology_amd(entry)),
-        0x8000_0008 if entry.ecx != 0 || many => {
-            entry.ecx = place.others() & 0xff | place.bits() << 12;
-        }
+        _ => {}
+    }
+}
+
+/// The leaves that Intel reserves.
+fn adjust_amd(entry: &mut kvm_cpuid_entry2, place: Place) {
+    match entry.function {
+        0x8000_0001 => entry.ecx = put(entry.ecx, CORES, place.count > 1),
+        0x8000_0008 => entry.ecx = place.others() & 0xff | place.bits() << 12,
         0x8000_001e => {
             entry.eax = place.apic();
             entry.ebx = place.apic() & 0xff;
@@ -114,9 +122,11 @@ fn adjust(entry: &mut kvm_cpuid_entry2, place: Place, halts: Halts, tsc_deadline
     }
 }
 
-/// AMD's leaf says whether its topology extensions exist (ECX bit 22).
-fn is_topology_amd(extended: &kvm_cpuid_entry2) -> bool {
-    extended.ecx & 1 << 22 != 0
+/// Whether leaf 0 spells AMD, or Hygon, whose processors are built the same way. The letters are in
+/// EBX, EDX, ECX.
+fn is_amd_vendor(leaf: &kvm_cpuid_entry2) -> bool {
+    let letters = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    leaf.function == 0 && matches!(letters.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
 }
 
 /// The extended topology: threads of a core, cores of the package, the end.
@@ -148,7 +158,8 @@ mod tests {
 
     fn host() -> Vec<kvm_cpuid_entry2> {
         vec![
-            leaf(0x0, [0x10, 0, 0, 0]),
+            // "AuthenticAMD".
+            leaf(0x0, [0x10, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
             leaf(0x1, [0x800f12, 0x0510_0800, 0x1, MANY]),
             // A first-level and a third-level cache, shared by 2 and by 32 of the host's.
             leaf(0x4, [0x21 | 1 << 14 | 15 << 26, 0x1c0_003f, 63, 0]),
@@ -199,6 +210,21 @@ mod tests {
             let amd = find(&seen, 0x8000_0008, 0).ecx;
             assert_eq!((amd & 0xff, amd >> 12), (u32::from(count) - 1, bits));
         }
+    }
+
+    #[test]
+    fn what_amd_means_by_a_bit_is_said_to_amds_guests_only() {
+        let cores = |vendor, count| {
+            let mut leaves = host();
+            leaves[0].ecx = vendor;
+            let place = Place { id: VcpuId(0), count };
+            let seen = shape(&leaves, place, Halts::SleepInTheKernel, true);
+            (find(&seen, 0x8000_0001, 0).ecx & CORES, find(&seen, 0x8000_0008, 0).ecx)
+        };
+        let (amd, other) = (0x444d_4163, 0x6c65_746e);
+        assert_eq!(cores(amd, 2), (CORES, 1 << 12 | 1));
+        assert_eq!(cores(amd, 1), (0, 0));
+        assert_eq!(cores(other, 2), (0, 0x701f));
     }
 
     #[test]
