@@ -129,4 +129,6 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 #[cfg(test)]
+mod storm_model;
+#[cfg(test)]
 mod tests;
