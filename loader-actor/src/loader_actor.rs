@@ -35,7 +35,8 @@ const MAILBOX: usize = 2;
 /// [`LoaderHandle`].
 #[derive(Debug)]
 pub struct LoaderActor {
-    worker: Sender<Job>,
+    /// `None` once it is retired.
+    worker: Option<Sender<Job>>,
 }
 
 /// What everybody else holds. Cheap to clone; the clones reach the same loader.
@@ -94,7 +95,7 @@ pub fn start(
             move || work(&jobs, layout, port.as_ref(), &pulse),
         )?
     };
-    let desk = LoaderActor { worker }.start();
+    let desk = LoaderActor { worker: Some(worker) }.start();
     Ok((LoaderHandle { desk, pulse }, joined))
 }
 
@@ -137,17 +138,21 @@ impl LoaderHandle {
         self.pulse.clone()
     }
 
-    /// Ends it once the work in hand is done. Its end is told like any other.
-    pub fn retire(&self) {
-        self.desk.do_send(Retire);
+    /// Ends it. Ready when the worker has been told; it finishes the work in hand, and its
+    /// end is told like any other.
+    pub async fn retire(&self) {
+        // A desk that is gone has taken the worker along.
+        self.desk.send(Retire).await.unwrap_or_default();
     }
 }
 
 impl LoaderActor {
     fn pass_on(&self, job: Job) -> Result<(), LoadError> {
-        self.worker.try_send(job).map_err(|refused| match refused {
+        let ended = LoadError::Gone("has ended");
+        let worker = self.worker.as_ref().ok_or(ended.clone())?;
+        worker.try_send(job).map_err(|refused| match refused {
             TrySendError::Full(_) => LoadError::Gone("is busy with other guests"),
-            TrySendError::Disconnected(_) => LoadError::Gone("has ended"),
+            TrySendError::Disconnected(_) => ended,
         })
     }
 }
@@ -184,6 +189,7 @@ impl Handler<Retire> for LoaderActor {
     type Result = ();
 
     fn handle(&mut self, Retire: Retire, context: &mut Context<Self>) {
+        self.worker = None;
         context.stop();
     }
 }

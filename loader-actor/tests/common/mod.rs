@@ -3,6 +3,7 @@
 #![expect(dead_code, unreachable_pub, reason = "each test binary uses its part of this")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use actors::contract::boot::{BootSource, Load, Loaded, MemoryPort};
 use actors::contract::space::SpaceError;
@@ -86,10 +87,11 @@ impl TestMemory {
         let record = self.record.lock();
         let held = |gpa| record.iter().flat_map(|(ranges, _)| ranges).any(|r| r.contains(gpa));
         let mut page = vec![0; usize::try_from(PAGE_SIZE).unwrap()];
+        let zeroes = page.clone();
         for range in self.layout.ranges() {
             for gpa in range.iter_pages().take(65_536).filter(|gpa| !held(*gpa)) {
                 self.memory.read_slice(&mut page, GuestAddress(gpa.0)).unwrap();
-                assert!(page.iter().all(|byte| *byte == 0), "{gpa} was written without a hold");
+                assert!(page == zeroes, "{gpa} was written without a hold");
             }
         }
     }
@@ -118,6 +120,31 @@ impl MemoryPort for TestMemory {
         self.held.lock().retain(|held| !ranges.contains(held));
         self.record.lock().push((ranges.to_vec(), install));
     }
+}
+
+/// A port whose hold does something first.
+pub struct Odd<F> {
+    pub memory: TestMemory,
+    first: F,
+}
+
+impl<F: Fn() + Send + Sync> MemoryPort for Odd<F> {
+    fn memory(&self) -> &GuestMemoryMmap {
+        self.memory.memory()
+    }
+
+    fn hold(&self, ranges: &[GpaRange], access: Protection) -> Result<(), SpaceError> {
+        (self.first)();
+        self.memory.hold(ranges, access)
+    }
+
+    fn release(&self, ranges: &[GpaRange], install: bool) {
+        self.memory.release(ranges, install);
+    }
+}
+
+pub fn odd<F: Fn() + Send + Sync>(first: F) -> Arc<Odd<F>> {
+    Arc::new(Odd { memory: TestMemory::of(64 * MIB), first })
 }
 
 /// "Start this file", with one vcpu and nothing else.
