@@ -331,6 +331,18 @@ mod tests {
     }
 
     #[test]
+    fn offers_and_calls_keep_the_console_awake_until_they_are_taken() {
+        let cable = Cable::new().unwrap();
+        cable.offer_again();
+        assert!(cable.has_work());
+        assert!(cable.take_offer());
+        cable.call();
+        assert!(cable.has_work());
+        assert!(cable.take_call());
+        assert!(!cable.has_work());
+    }
+
+    #[test]
     fn bytes_come_out_in_order_around_the_end_of_the_ring() {
         let cable = Cable::new().unwrap();
         let mut taken = Vec::new();

@@ -51,9 +51,10 @@ fn a_line_appears_as_soon_as_it_is_complete() {
 fn a_prompt_without_a_newline_appears_too_and_so_does_the_next() {
     let (mut reader, writer) = pipe();
     let guest = Guest::new();
-    let (_console, _machine) = guest.console(Input::None, Output::Descriptor(writer));
+    let (console, _machine) = guest.console(Input::None, Output::Descriptor(writer));
     guest.print("login: ");
     assert_eq!(read_exactly(&mut reader, 7), b"login: ");
+    wait_for_rest(&console);
     guest.print("password: ");
     assert_eq!(read_exactly(&mut reader, 10), b"password: ");
 }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use actors::contract::guest::{TellMachine, Tidings};
 use actors::device::{Device, Effect, IrqLine, Shared};
@@ -25,8 +26,11 @@ const DATA: u64 = 0;
 const INTERRUPT_ENABLE: u64 = 1;
 const LINE_STATUS: u64 = 5;
 
-/// How long a test waits for what must come, in milliseconds, before it fails.
-const LONG: i32 = 20_000;
+/// How long a test waits for what must come, before it fails.
+const LONG: Duration = Duration::from_secs(20);
+
+/// More bytes than everything between a guest and its reader can hold.
+const ENDLESS: usize = 1 << 22;
 
 /// A serial port in the hands of a guest, with its cable.
 #[derive(Clone)]
@@ -75,6 +79,7 @@ impl Guest {
     pub(crate) fn print_while_ready(&self) -> usize {
         let mut sent = 0;
         while self.is_ready() {
+            assert!(sent < ENDLESS, "nobody makes the guest wait");
             self.write(DATA, if sent % 80 == 79 { b'\n' } else { b'.' });
             sent += 1;
         }
@@ -88,7 +93,9 @@ impl Guest {
     /// Reads `count` bytes of input as a polling guest does.
     pub(crate) fn poll_input(&self, count: usize) -> Vec<u8> {
         let mut input = Vec::new();
+        let start = Instant::now();
         while input.len() < count {
+            assert!(start.elapsed() < LONG, "nothing came");
             if self.read(LINE_STATUS) & 1 != 0 {
                 input.push(self.read(DATA));
             } else {
@@ -137,8 +144,7 @@ pub(crate) struct Machine(Receiver<Tidings>);
 impl Machine {
     /// The next tidings, whenever they come.
     pub(crate) fn next(&self) -> Tidings {
-        let long = std::time::Duration::from_millis(LONG as u64);
-        self.0.recv_timeout(long).expect("tidings")
+        self.0.recv_timeout(LONG).expect("tidings")
     }
 
     /// Everything that was told and not heard yet.
@@ -253,8 +259,9 @@ pub(crate) fn waiting_in(pipe: BorrowedFd<'_>) -> usize {
 /// Waits until `fd` is readable, or fails.
 fn wait_for_bytes(fd: BorrowedFd<'_>) {
     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let long = i32::try_from(LONG.as_millis()).unwrap();
     // SAFETY: one initialised entry.
-    let ready = unsafe { libc::poll(&raw mut entry, 1, LONG) };
+    let ready = unsafe { libc::poll(&raw mut entry, 1, long) };
     assert_eq!(ready, 1, "nothing came");
 }
 
