@@ -75,6 +75,8 @@ pub(crate) enum Act {
     SayParked,
     /// Say what the vcpu looks like.
     SayLooks,
+    /// Let the guest know that time has passed without it.
+    ExcusePause,
     /// Let the question fall: only a parked vcpu answers it.
     LetFall,
     /// Break, as a test wants it.
@@ -115,7 +117,8 @@ impl State {
             (S::Fresh, E::Begin) => (S::Fresh, A::SetRegisters),
             (S::Parked | S::Between | S::Over, E::Begin) => (self, A::RefuseRegisters),
 
-            (S::Fresh | S::Parked | S::Between, E::Run) => (S::Between, A::Nothing),
+            (S::Fresh | S::Between, E::Run) => (S::Between, A::Nothing),
+            (S::Parked, E::Run) => (S::Between, A::ExcusePause),
             (S::Over, E::Run) => (S::Over, A::Nothing),
 
             // A vcpu that never ran stays one whose registers may be set.
@@ -194,7 +197,7 @@ mod tests {
             (S::Fresh, E::Retire, S::Retired, A::Nothing),
             (S::Fresh, E::Break, S::Fresh, A::Break),
             (S::Parked, E::Begin, S::Parked, A::RefuseRegisters),
-            (S::Parked, E::Run, S::Between, A::Nothing),
+            (S::Parked, E::Run, S::Between, A::ExcusePause),
             (S::Parked, E::Pause, S::Parked, A::SayParked),
             (S::Parked, E::Look, S::Parked, A::SayLooks),
             (S::Parked, E::Retire, S::Retired, A::Nothing),

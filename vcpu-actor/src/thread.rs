@@ -262,6 +262,7 @@ impl<E: Engine> VcpuThread<E> {
             }
             (Act::SayParked, Order::Pause(reply)) => drop(reply.send(Parked { vcpu })),
             (Act::SayLooks, Order::Look(reply)) => return self.say_looks(after, reply),
+            (Act::ExcusePause, _) => self.engine.excuse_pause(),
             (Act::Break, Order::Break(how)) => how.happen(),
             (Act::LetFall, question) => drop(question),
             (_, _) => {}

@@ -55,6 +55,7 @@ struct Scripted {
     owes_completion: bool,
     rip: u64,
     flushes: Arc<AtomicU64>,
+    excuses: Arc<AtomicU64>,
 }
 
 impl Engine for Scripted {
@@ -124,6 +125,10 @@ impl Engine for Scripted {
         }
     }
 
+    fn excuse_pause(&mut self) {
+        self.excuses.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn owes_completion(&self) -> bool {
         self.owes_completion
     }
@@ -144,6 +149,7 @@ struct Stage {
     domain: Arc<Domain>,
     wakes: Receiver<()>,
     flushes: Arc<AtomicU64>,
+    excuses: Arc<AtomicU64>,
 }
 
 fn play(scenes: impl IntoIterator<Item = Scene>) -> Stage {
@@ -159,6 +165,7 @@ fn play_with(
     let (enter, entered) = unbounded();
     let flag = Arc::new(AtomicU8::new(0));
     let flushes = Arc::new(AtomicU64::new(0));
+    let excuses = Arc::new(AtomicU64::new(0));
     let domain = Arc::new(Domain::new(1));
     let mut engine = Scripted {
         scenes: scenes.into_iter().collect(),
@@ -172,6 +179,7 @@ fn play_with(
         owes_completion: false,
         rip: 0x100,
         flushes: flushes.clone(),
+        excuses: excuses.clone(),
     };
     prepare(&mut engine);
     let (vcpu, thread) = start(VcpuConfig {
@@ -191,7 +199,7 @@ fn play_with(
         kick: KickKind::default(),
     })
     .unwrap();
-    Stage { vcpu, thread, tidings, entered, domain, wakes, flushes }
+    Stage { vcpu, thread, tidings, entered, domain, wakes, flushes, excuses }
 }
 
 impl Stage {
@@ -318,6 +326,20 @@ fn looking_lets_the_guest_have_what_it_asked_for_first() {
     // As many instructions are done as accesses were served.
     let served = stage.vcpu.tally().port_accesses / 2;
     assert_eq!(snapshot.rip, Gva(0x100 + served));
+    stage.retire();
+}
+
+#[test]
+fn a_guest_is_told_of_its_pauses_but_not_of_its_start() {
+    let stage = play([]);
+    stage.run_until_entered();
+    stage.run_until_entered();
+    assert_eq!(stage.excuses.load(Ordering::Relaxed), 0);
+    for pauses in 1..=3 {
+        stage.pause();
+        stage.run_until_entered();
+        assert_eq!(stage.excuses.load(Ordering::Relaxed), pauses);
+    }
     stage.retire();
 }
 

@@ -40,6 +40,10 @@ pub trait Engine: Send + 'static {
     /// What the guest wanted when the last trip ended with [`Trip::Exit`].
     fn exit(&mut self) -> Exit<'_>;
 
+    /// Called when the guest runs on after a pause, so that it does not take the lost time for a
+    /// hang of its own. What cannot be told is left out.
+    fn excuse_pause(&mut self);
+
     /// Whether the guest has not yet taken what its last exit asked for: it does so at the start of its
     /// next trip, and until then its registers are those of the instruction that asked.
     fn owes_completion(&self) -> bool;

@@ -2,8 +2,8 @@
 //!
 //! [`system`] is `/dev/kvm`: what this host can do. [`vm`] is one virtual machine: memory slots and
 //! interrupt controllers, all of them in the kernel. [`vcpu`] is one processor of it: the
-//! [`Engine`](crate::engine::Engine). Beside them, without any system call: [`cpuid`] (what the guest believes
-//! it runs on), [`regs`] (how it starts) and [`exit`] (why it came out).
+//! [`Engine`](crate::engine::Engine). Beside them, without any system call: `cpuid` (what the guest believes
+//! it runs on), `regs` (how it starts) and `exit` (why it came out).
 
 mod cpuid;
 mod exit;
