@@ -17,6 +17,7 @@ mod demo;
 mod failure;
 mod fetch;
 mod initrd;
+mod json;
 mod kernels;
 mod lab;
 mod lab_suite;
@@ -58,7 +59,7 @@ const CHORES: [Chore; 8] = [
     ("fetch", fetch::HELP, fetch::main),
     ("compare-boot", compare::HELP, compare::main),
     (compare::INSIDE, compare::HELP, compare::inside),
-    (lab_suite::INSIDE, lab_suite::HELP, lab_suite::inside),
+    (lab_suite::INSIDE, lab_suite::HELP, lab_suite::inside::main),
 ];
 
 fn main() -> ExitCode {

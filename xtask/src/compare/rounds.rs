@@ -10,6 +10,7 @@ use super::monitors::{Backing, Guest, MEMORY_MIB, Monitor, REPORT};
 use super::tiny;
 use crate::failure::{Failure, Outcome, about};
 use crate::initrd::HELLO;
+use crate::json::number_named;
 use crate::lab::image::{GUEST_INITRD, guest_vmlinux};
 use crate::process::{last_lines, print, say};
 use crate::watch::{Watched, watch};
@@ -238,14 +239,6 @@ fn fault_service() -> Outcome<Duration> {
         .ok_or_else(|| Failure::new(format!("{REPORT} has no fault_service_total_ns")))
 }
 
-/// The first number that a JSON text has under this key.
-fn number_named(json: &str, key: &str) -> Option<u64> {
-    let (_, rest) = json.split_once(&format!("\"{key}\""))?;
-    let rest = rest.trim_start().strip_prefix(':')?.trim_start();
-    let end = rest.find(|digit: char| !digit.is_ascii_digit());
-    rest[..end.unwrap_or(rest.len())].parse().ok()
-}
-
 /// Sets what the lab's kernel does about huge pages, for private and shared memory.
 fn set_huge_pages(what: &str) -> Outcome {
     for name in ["enabled", "shmem_enabled"] {
@@ -253,17 +246,4 @@ fn set_huge_pages(what: &str) -> Outcome {
         fs::write(&file, what).map_err(about("write", &file))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_number_is_found_under_its_key() {
-        let json = r#"{ "a": 1, "fault_service_total_ns" : 1234, "b": 5 }"#;
-        assert_eq!(number_named(json, "fault_service_total_ns"), Some(1234));
-        assert_eq!(number_named(json, "b"), Some(5));
-        assert_eq!(number_named(json, "c"), None);
-    }
 }

@@ -127,39 +127,30 @@ impl Lab {
     ///
     /// When it cannot run here, vanished twice or took too long.
     pub(crate) fn run(&self) -> Outcome<u8> {
-        let raw = if self.with.stdin && io::stdin().is_terminal() {
-            say("lab: your terminal is the command's now; Ctrl-] leaves");
-            Some(RawTerminal::enter()?)
-        } else {
-            None
-        };
+        let ready = self.prepare()?;
         let begin = Instant::now();
-        let ended = self.run_into(&mut pass_on);
-        drop(raw);
-        let took = begin.elapsed().as_secs_f64();
-        let status = ended?;
-        say(format!("lab: the command ended with status {status} ({took:.0} s, lab included)"));
+        let mut ended = self.with_terminal(&ready)?;
+        if let Ended::Vanished(words) = &ended {
+            say(format!(
+                "lab: it vanished before the command had ended; starting it once more.\n\
+                 lab: its last words were:\n{words}"
+            ));
+            ended = self.with_terminal(&ready)?;
+        }
+        let status = self.settle(ended)?;
+        let took = begin.elapsed().as_secs();
+        say(format!("lab: the command ended with status {status} ({took} s, lab included)"));
         Ok(status)
     }
 
-    /// The same, giving what the command says to `sink`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Lab::run`], and what `sink` refuses.
-    pub(crate) fn run_into(&self, sink: &mut dyn FnMut(Stream, &[u8]) -> Outcome) -> Outcome<u8> {
-        let ready = self.prepare()?;
-        match self.live(&ready, "", sink)? {
-            Ended::Vanished(words) => {
-                say(format!(
-                    "lab: it vanished before the command had ended; starting it once more.\n\
-                     lab: its last words were:\n{words}"
-                ));
-                let again = self.live(&ready, "", sink)?;
-                self.settle(again)
-            }
-            ended => self.settle(ended),
+    /// One life, during which the terminal is the command's if our stdin is.
+    fn with_terminal(&self, ready: &Ready) -> Outcome<Ended> {
+        if !self.with.stdin || !io::stdin().is_terminal() {
+            return self.live(ready, "", &mut pass_on);
         }
+        say("lab: your terminal is the command's now; Ctrl-] leaves");
+        let _raw = RawTerminal::enter()?;
+        self.live(ready, "", &mut pass_on)
     }
 
     /// Turns an end into the command's status, keeping the files it brought.
