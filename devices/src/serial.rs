@@ -247,6 +247,7 @@ impl Serial {
             MODEM_CONTROL => {
                 self.modem_control = value;
                 self.pass(register, value);
+                self.ask_for_input();
             }
             _ => self.pass(register, value),
         }

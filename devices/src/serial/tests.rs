@@ -292,6 +292,19 @@ fn a_loop_is_always_ready_and_reaches_nobody() {
 }
 
 #[test]
+fn a_loop_keeps_input_out_and_asks_for_it_when_it_ends() {
+    let mut bench = bench();
+    bench.write(MODEM_CONTROL, MODEM_LOOP);
+    bench.write(INTERRUPT_ENABLE, ENABLE_RECEIVED);
+    assert_eq!(bench.port.receive(b"x"), 0);
+    bench.write(INTERRUPT_ENABLE, ENABLE_RECEIVED);
+    assert!(!bench.cable.take_offer());
+    bench.write(MODEM_CONTROL, 0);
+    assert!(bench.cable.take_offer());
+    assert_eq!(bench.port.receive(b"x"), 1);
+}
+
+#[test]
 fn a_wide_access_is_one_byte_after_the_other() {
     let mut bench = bench();
     assert_eq!(bench.port.write(3, &[0x03, 0x0b]), Effect::None);
