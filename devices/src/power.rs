@@ -40,7 +40,7 @@ impl PowerManagement {
     }
 
     /// Asks the guest to shut down, as a person at the machine would. A guest whose ACPI is
-    /// not up does not hear it.
+    /// not up, or whose tables announce no such button, does not hear it.
     pub fn press_power_button(&mut self) {
         self.status |= POWER_BUTTON;
         if self.enable & POWER_BUTTON != 0 {

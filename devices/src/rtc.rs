@@ -12,7 +12,7 @@
 //! "Update in progress" therefore never shows.
 //!
 //! Alarm, update and periodic interrupts never come; their flags (register C) stay clear.
-//! Source: Motorola MC146818 data sheet; the century byte is ACPI's (FADT, "CENTURY").
+//! Source: Motorola MC146818 data sheet.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,8 +20,8 @@ use actors::device::{Device, Effect};
 
 use crate::registers;
 
-/// Where the century is: what the FADT says, if it says anything.
-pub const CENTURY: u8 = 0x32;
+/// Not the data sheet's, but where every PC keeps it.
+const CENTURY: u8 = 0x32;
 
 const SECONDS: u8 = 0x00;
 const MINUTES: u8 = 0x02;

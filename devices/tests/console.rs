@@ -15,7 +15,8 @@ use actors::threads::Ending;
 use devices::cable::{CAPACITY, PROMISED_ROOM};
 use devices::console::{Input, Output};
 use support::{
-    Guest, pipe, read_exactly, read_to_end, stuff, terminal, type_in, wait_for_rest, waiting_in,
+    Guest, pipe, read_exactly, read_to_end, stuff, terminal, type_in, wait_for_quiet,
+    wait_for_rest, waiting_in,
 };
 
 const RECEIVED: u8 = 1;
@@ -52,12 +53,10 @@ fn a_prompt_without_a_newline_appears_too_and_so_does_the_next() {
     let (mut reader, writer) = pipe();
     let guest = Guest::new();
     let (console, _machine) = guest.console(Input::None, Output::Descriptor(writer));
-    // The first may be seen because the console has just begun, the second because of the
-    // first one's timer: from the third on, each needs its own.
-    for prompt in ["login: ", "password: ", "$ ", "> "] {
+    for prompt in ["login: ", "password: ", "$ "] {
         guest.print(prompt);
         assert_eq!(read_exactly(&mut reader, prompt.len()), prompt.as_bytes());
-        wait_for_rest(&console);
+        wait_for_quiet(&console);
     }
 }
 
@@ -106,9 +105,10 @@ fn a_reader_that_reads_nothing_makes_the_guest_wait_and_nobody_else() {
 fn a_reader_that_reads_late_gets_everything_and_the_guest_its_interrupt() {
     for Stuck { kind, mut reader, writer, stuffed } in stuck_outputs() {
         let guest = Guest::new();
-        let (_console, _machine) = guest.console(Input::None, Output::Descriptor(writer));
+        let (console, _machine) = guest.console(Input::None, Output::Descriptor(writer));
         guest.enable_interrupts(TRANSMITTER_EMPTY);
         let sent = guest.print_while_ready();
+        wait_for_quiet(&console);
         while guest.interrupts.try_recv().is_ok() {}
 
         // A terminal puts a carriage return before each newline.
@@ -144,9 +144,10 @@ fn a_reader_that_goes_away_is_told_once_and_the_guest_goes_on() {
 fn a_reader_that_goes_away_while_the_guest_waits_lets_it_go_on() {
     for Stuck { kind, reader, writer, .. } in stuck_outputs() {
         let guest = Guest::new();
-        let (_console, machine) = guest.console(Input::None, Output::Descriptor(writer));
+        let (console, machine) = guest.console(Input::None, Output::Descriptor(writer));
         guest.enable_interrupts(TRANSMITTER_EMPTY);
         guest.print_while_ready();
+        wait_for_quiet(&console);
         while guest.interrupts.try_recv().is_ok() {}
 
         drop(reader);
@@ -177,7 +178,18 @@ fn finishing_waits_for_a_late_reader() {
     let guest = Guest::new();
     let (console, _machine) = guest.console(Input::None, Output::Descriptor(writer));
     let sent = guest.print_while_ready();
-    let late = std::thread::Builder::new().spawn(move || read_to_end(reader).len()).unwrap();
+    wait_for_quiet(&console);
+    let pulse = console.pulse();
+    let asleep = pulse.look();
+    let late = std::thread::Builder::new()
+        .spawn(move || {
+            // The console beats when it is told to finish, and not before.
+            while pulse.look() == asleep || pulse.look().is_busy() {
+                std::thread::yield_now();
+            }
+            read_to_end(reader).len()
+        })
+        .unwrap();
     assert_eq!(console.finish(PATIENT).unwritten, 0);
     assert_eq!(late.join().unwrap(), stuffed + sent);
 }
@@ -291,7 +303,7 @@ fn the_end_of_input_ends_nothing_else() {
     let (console, machine) = guest.console(input, Output::Descriptor(output));
     guest.print("alive\n");
     assert_eq!(read_exactly(&mut screen, 6), b"alive\n");
-    wait_for_rest(&console);
+    wait_for_quiet(&console);
     drop(console);
     assert_eq!(machine.all(), [gone()]);
 }

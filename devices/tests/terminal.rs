@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::PipeReader;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actors::contract::guest::Tidings;
 use actors::contract::vcpu::Break;
@@ -86,10 +86,12 @@ fn monitor(scenario: &str) -> ExitCode {
         "panicking" => {
             console.break_it(Break::Panic);
             assert!(matches!(machine.next(), Tidings::Gone { .. }));
+            wait_for_return();
         }
         "hanging" => {
             console.break_it(Break::Hang);
             console.finish(Duration::ZERO);
+            wait_for_return();
             return ExitCode::from(ORDERLY);
         }
         "exiting" => std::process::exit(i32::from(ORDERLY)),
@@ -107,6 +109,11 @@ fn start(guest: &Guest, blocked: &BlockedSignals) -> (Console, Machine) {
 
 fn wait_for_interrupt(machine: &Machine) {
     assert_eq!(machine.next(), Tidings::Interrupted);
+}
+
+/// Nobody listens to the terminal any more but this.
+fn wait_for_return() {
+    std::io::stdin().read_line(&mut String::new()).unwrap();
 }
 
 // The operator.
@@ -230,12 +237,25 @@ fn breaks(scenario: &str, status: i32) {
     session.ends_with(status);
 }
 
+/// The console breaks when it is told to, and the terminal is back while the monitor lives.
+fn breaks_alone(scenario: &str) {
+    let mut session = Session::start(scenario);
+    session.press(GO);
+    let start = Instant::now();
+    while session.look() != session.before {
+        assert!(start.elapsed() < PATIENT, "the terminal does not come back");
+        std::thread::yield_now();
+    }
+    session.press(b"\n");
+    session.ends_with(i32::from(ORDERLY));
+}
+
 fn panicking() {
-    breaks("panicking", i32::from(ORDERLY));
+    breaks_alone("panicking");
 }
 
 fn hanging() {
-    breaks("hanging", i32::from(ORDERLY));
+    breaks_alone("hanging");
 }
 
 fn exiting() {

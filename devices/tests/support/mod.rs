@@ -29,6 +29,9 @@ const LINE_STATUS: u64 = 5;
 /// How long a test waits for what must come, before it fails.
 const LONG: Duration = Duration::from_secs(20);
 
+/// Longer than any timer of the console's.
+const A_WHILE: Duration = Duration::from_millis(50);
+
 /// More bytes than everything between a guest and its reader can hold.
 const ENDLESS: usize = 1 << 22;
 
@@ -135,6 +138,21 @@ pub(crate) fn wait_for_rest(console: &Console) {
     let pulse = console.pulse();
     while pulse.look().is_busy() {
         std::thread::yield_now();
+    }
+}
+
+/// Waits until the console has had nothing at all to do for a while. One that looks again
+/// and again for what does not come never gets there.
+pub(crate) fn wait_for_quiet(console: &Console) {
+    let pulse = console.pulse();
+    let start = Instant::now();
+    loop {
+        let before = pulse.look();
+        std::thread::park_timeout(A_WHILE);
+        if pulse.look() == before && !before.is_busy() {
+            return;
+        }
+        assert!(start.elapsed() < LONG, "the console never rests");
     }
 }
 
