@@ -11,7 +11,8 @@ use actors::contract::guest::Tidings;
 use actors::contract::vcpu::Break;
 use actors::threads::Ending;
 use shootdown::{SeatId, Whom};
-use support::{Bare, COUNT, PATIENCE, bare, deadline, kvm};
+use support::{Bare, COUNT, PATIENCE, bare, bare_with, deadline, kvm, skipped};
+use vcpu_actor::engine::kvm::Halts;
 use vcpu_actor::{KickKind, OrderError, pause_all, run_all};
 
 const MEMORY: usize = 2 << 20;
@@ -82,6 +83,26 @@ fn a_halted_guest_comes_out_too() {
         }
         machine.retire();
     }
+}
+
+#[test]
+fn a_vcpu_that_halts_on_its_cpu_comes_out_too() {
+    let Some(kvm) = kvm() else { return };
+    if !kvm.facts().can_disable_halt_exits {
+        return skipped(&"this KVM cannot let a halted vcpu stay on its cpu");
+    }
+    let machine = bare_with(&kvm, 1, MEMORY, KickKind::default(), Halts::OccupyTheCpu);
+    machine.run_real(&[
+        0xba, 0xf8, 0x03, //    mov  dx, 0x3f8
+        0xee, //                out  dx, al
+        0xf4, //                hlt
+    ]);
+    machine.hear();
+    for _ in 0..20 {
+        pause_all(&machine.vcpus).wait(deadline()).unwrap();
+        run_all(&machine.vcpus).unwrap();
+    }
+    machine.retire();
 }
 
 #[test]
@@ -242,7 +263,9 @@ fn a_knock_on_a_parked_vcpu_costs_it_nothing() {
     machine.vcpus[0].retire().unwrap();
     machine.join();
     let tally = machine.vcpus[0].tally();
-    assert!(tally.knocked_out <= 3, "{tally:?}");
+    // The four orders may knock twice each (a signal may come after its flag was heeded); the
+    // hundred knocks in between find it parked.
+    assert!(tally.knocked_out <= 10, "{tally:?}");
 }
 
 #[test]

@@ -241,6 +241,27 @@ mod tests {
     }
 
     #[test]
+    fn the_mask_keeps_the_signal_away_until_the_thread_consumes_it() {
+        let (knocker, listener) = door();
+        listener.engage();
+        knocker.knock();
+        assert!(signal::tests::is_pending());
+        listener.heed();
+        assert!(!signal::tests::is_pending());
+    }
+
+    #[test]
+    fn a_signal_that_comes_after_its_flag_was_heeded_is_consumed_by_the_trip_it_ends() {
+        let (_knocker, listener) = door();
+        listener.engage();
+        signal::send(signal::own_tid());
+        listener.heed();
+        assert!(signal::tests::is_pending(), "without the flag nobody looks for it");
+        listener.heed_after_knock();
+        assert!(!signal::tests::is_pending());
+    }
+
+    #[test]
     fn a_parked_vcpu_is_not_knocked_on() {
         let (knocker, listener) = door();
         knocker.knock();

@@ -140,7 +140,7 @@ fn errno() -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use actors::threads::spawn;
     use actors::{ActorName, VcpuId};
 
@@ -194,7 +194,7 @@ mod tests {
         assert!(!send(i32::MAX));
     }
 
-    fn is_pending() -> bool {
+    pub(in crate::knock) fn is_pending() -> bool {
         let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
         // SAFETY: `set` has room for the answer.
         unsafe { libc::sigpending(set.as_mut_ptr()) };
