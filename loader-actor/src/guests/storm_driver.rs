@@ -21,6 +21,7 @@
 //! repeated.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use actors::{GpaRange, Protection};
 
@@ -140,6 +141,10 @@ pub struct StormDriver {
     /// An invalidation that came directly after `Used`: the next `Used` proves it in use.
     to_prove: bool,
     storms: Storms,
+    /// The pages it works on.
+    pages: Range<u64>,
+    /// Nobody else drives this guest.
+    is_alone: bool,
 }
 
 impl StormDriver {
@@ -157,7 +162,17 @@ impl StormDriver {
             just_used: false,
             to_prove: false,
             storms: Storms::default(),
+            pages: 0..DATA_PAGES,
+            is_alone: true,
         }
+    }
+
+    /// One of several drivers at once, on `pages` of its own (a part of `0..DATA_PAGES`). It does
+    /// not stop the guest when it is done: whoever drives them all does
+    /// ([`StormControl::stop`]).
+    #[must_use]
+    pub fn one_of_many(seed: u64, mix: Mix, rounds: u64, pages: Range<u64>) -> Self {
+        Self { pages, is_alone: false, ..Self::new(seed, mix, rounds) }
     }
 
     /// What was done so far.
@@ -187,7 +202,9 @@ impl StormDriver {
                 self.begin_round();
                 control.aim(self.page)?;
             } else {
-                control.stop()?;
+                if self.is_alone {
+                    control.stop()?;
+                }
                 return Ok(Step::Finished);
             }
         }

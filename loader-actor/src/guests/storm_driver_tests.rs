@@ -97,7 +97,10 @@ fn nothing_happens_before_every_vcpu_has_begun() {
     let puppet = Puppet::waiting_to_begin();
     let mut driver = StormDriver::new(1, Mix::ALL, 10);
     puppet.put(0, vcpu::PROGRESS, 1);
-    assert_eq!(driver.step(&puppet.control()).unwrap(), Step::Wait);
+    for _ in 0..10 {
+        puppet.use_focus();
+        assert_eq!(driver.step(&puppet.control()).unwrap(), Step::Wait);
+    }
     puppet.put(1, vcpu::PROGRESS, 1);
     assert!(puppet.next_order(&mut driver).is_some());
 }

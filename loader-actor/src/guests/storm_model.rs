@@ -20,6 +20,9 @@ use super::storm_driver::{Mix, Order, Step, StormDriver};
 
 const MODEL_VCPUS: usize = 3;
 
+/// A storm of 60 rounds takes some ten thousand turns.
+const MOST_TURNS: u32 = 1_000_000;
+
 /// What is wrong with the machine, or with the dance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
@@ -134,7 +137,7 @@ impl Model {
     /// Runs a storm of `rounds` rounds to its end, or to the first alarm.
     fn run(mut self, mix: Mix, rounds: u64) -> Outcome {
         let mut driver = StormDriver::new(self.random, mix, rounds);
-        loop {
+        for _ in 0..MOST_TURNS {
             // Mostly one step each; sometimes one runs while the others stand still.
             let who = self.draw(MODEL_VCPUS + 1);
             let steps = if self.draw(4) == 0 { 40 } else { 1 };
@@ -148,6 +151,7 @@ impl Model {
                 }
             }
         }
+        panic!("the storm does not end: {driver:?}");
     }
 
     /// One part of the order at hand, or the next order. False when all rounds are done.

@@ -53,6 +53,21 @@ fn the_pieces_of_a_guest_do_not_overlap_and_lie_in_the_memory_it_asks_for() {
 }
 
 #[test]
+fn what_the_guests_work_on_lies_in_the_memory_they_ask_for() {
+    let stacks_end = places::STACKS.0 + u64::from(places::MOST_VCPUS) * 4096;
+    assert!(stacks_end <= places::OWN.0);
+    let needs = |name| find(name).unwrap().memory_bytes;
+    assert!(spin::counter(places::MOST_VCPUS - 1).0 + 8 <= needs("spin"));
+    assert!(smp::PRIVATE.0 + smp::PRIVATE_PAGES * 4096 <= needs("smp"));
+    for storm in ["storm", "storm0"] {
+        let control = storm_control::control_range(storm_control::MOST_VCPUS);
+        assert!(control.end() <= storm_control::DATA);
+        assert!(storm_control::data_range().end().0 <= needs(storm));
+    }
+    assert!(toucher::result(toucher::MOST_TOUCHES - 1) < toucher::FREE);
+}
+
+#[test]
 fn no_guest_lies_where_firmware_and_video_memory_are() {
     for (guest, pieces) in all_placed() {
         for piece in &pieces {
