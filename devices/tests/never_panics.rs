@@ -4,9 +4,12 @@ mod support;
 
 use std::sync::Arc;
 
-use actors::device::IrqLine;
+use actors::device::{Device, IrqLine, Shared};
+use devices::debug_exit::DebugExit;
 use devices::power::PowerManagement;
-use devices::{Wiring, attach};
+use devices::reset::ResetRegister;
+use devices::rtc::Rtc;
+use devices::{Wiring, attach, i8042};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use support::Guest;
@@ -46,7 +49,34 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![8 => read, 8 => write, 1 => typed, 1 => Just(Step::Room)]
 }
 
+/// Every device, without a bus that keeps accesses inside it.
+fn devices() -> [Shared<dyn Device>; 7] {
+    let (keyboard_data, keyboard_command) = i8042::ports();
+    [
+        Guest::new().serial,
+        Arc::new(Mutex::new(PowerManagement::new(Arc::new(Nowhere)))),
+        Arc::new(Mutex::new(Rtc::of_the_host())),
+        Arc::new(Mutex::new(ResetRegister::default())),
+        Arc::new(Mutex::new(DebugExit)),
+        keyboard_data,
+        keyboard_command,
+    ]
+}
+
+/// Offsets of registers, and those where arithmetic ends.
+fn offset() -> impl Strategy<Value = u64> {
+    prop_oneof![0..16_u64, u64::MAX - 16..=u64::MAX, any::<u64>()]
+}
+
 proptest! {
+    #[test]
+    fn no_offset_and_no_width_panics(offset in offset(), bytes in prop::collection::vec(any::<u8>(), 0..9)) {
+        for device in devices() {
+            let _effect = device.lock().write(offset, &bytes);
+            device.lock().read(offset, &mut bytes.clone());
+        }
+    }
+
     #[test]
     fn no_access_to_any_port_panics(steps in prop::collection::vec(step(), 1..400)) {
         let guest = Guest::new();
