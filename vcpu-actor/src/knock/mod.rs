@@ -95,8 +95,7 @@ impl fmt::Debug for Door {
 }
 
 /// Brings a vcpu out of the guest, from any thread. Cheap to clone.
-///
-/// On KVM it keeps the vcpu's run page, and with it the virtual machine inside the kernel, alive.
+/// May outlive the vcpu, and keeps nothing of it alive.
 #[derive(Clone, Debug)]
 pub struct Knocker {
     door: Arc<Door>,

@@ -343,7 +343,12 @@ impl Bare {
     }
 
     pub fn join(&mut self) {
+        let deadline = deadline();
         for thread in self.threads.drain(..) {
+            while !thread.is_finished() {
+                assert!(Instant::now() < deadline, "a thread does not end");
+                std::thread::yield_now();
+            }
             thread.join();
         }
     }

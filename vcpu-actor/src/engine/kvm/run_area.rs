@@ -101,6 +101,31 @@ impl RunReport {
     }
 }
 
+impl Drop for RunReport {
+    /// Lets go of the kernel's memory. Whoever may still knock keeps the addresses, with plain memory
+    /// behind them: a knocker that outlives its vcpu must not keep the virtual machine alive, whose end
+    /// may wait for page faults that the knocker's owner has to answer.
+    fn drop(&mut self) {
+        let RunArea { base, len } = *self.area;
+        // SAFETY: replaces exactly what `map` mapped, in one step; the addresses stay readable and
+        // writable, as the invariants want, and nobody keeps anything in them but the flag.
+        let plain = unsafe {
+            libc::mmap(
+                base.as_ptr().cast(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        if plain == libc::MAP_FAILED {
+            // The old mapping is still there: the machine then lives as long as its knockers.
+            tracing::debug!("a run area could not be given back early");
+        }
+    }
+}
+
 impl Drop for RunArea {
     fn drop(&mut self) {
         // SAFETY: exactly what `map` mapped; nobody can reach it any more.
@@ -145,6 +170,18 @@ mod tests {
         kernel.write_all_at(&8u32.to_ne_bytes(), 8).unwrap();
         assert_eq!(report.bytes()[..4], 8u32.to_ne_bytes());
         assert_eq!(report.bytes().len(), 8192 - 8);
+    }
+
+    #[test]
+    fn a_knocker_that_outlives_the_vcpu_knocks_on_plain_memory() {
+        let kernel = kernel(8192);
+        let (area, report) = RunArea::map(&kernel, 8192).unwrap();
+        drop(report);
+        area.byte().store(1, Ordering::Relaxed);
+        assert_eq!(area.byte().load(Ordering::Relaxed), 1);
+        let mut head = [9; 3];
+        kernel.read_exact_at(&mut head, 0).unwrap();
+        assert_eq!(head, [0, 0, 0]);
     }
 
     #[test]

@@ -38,8 +38,10 @@ pub enum Halts {
     OccupyTheCpu,
 }
 
-/// One virtual machine. It lives inside the kernel until this, all its vcpus and all their
-/// [`Knocker`](crate::Knocker)s are dropped.
+/// One virtual machine. It lives inside the kernel until this and all its vcpus are dropped.
+///
+/// Its end may wait for kernel workers that sleep on a page fault of the guest: answer or close the
+/// userfaultfd before dropping the last of them.
 #[derive(Debug)]
 pub struct KvmVm {
     vm: VmFd,
