@@ -1,14 +1,17 @@
 //! What the monitor does while a guest runs: drives the `storm`, and, for tests of skep
 //! itself, breaks or exercises something on purpose.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actors::contract::boot::MemoryPort;
+use actors::contract::space::SpaceRequest;
 use actors::contract::vcpu::Break;
-use loader_actor::guests::storm_control::{StormControl, control_range};
-use loader_actor::guests::storm_driver::{Mix, Order, Step, StormDriver};
+use loader_actor::guests::storm_control::{DATA_PAGES, StormControl, StormTally, control_range};
+use loader_actor::guests::storm_driver::{Mix, Order, Step, StormDriver, Storms};
 use serde::Serialize;
-use skep::{ActorName, GpaRange, Machine, Protection, VcpuId};
+use skep::{ActorName, GpaRange, Machine, Protection, SpaceError, VcpuId};
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::cli::RunArgs;
@@ -104,7 +107,11 @@ pub(crate) fn drive(
     Ok(None)
 }
 
-fn storm(machine: &Machine, switch: Option<Switch>, args: &RunArgs) -> Result<StormReport, String> {
+fn storm(
+    machine: &Machine,
+    mut switch: Option<Switch>,
+    args: &RunArgs,
+) -> Result<StormReport, String> {
     let wanted = args.storm_invalidations;
     let space = machine.space();
     // The control words stay where they are for the whole run.
@@ -112,78 +119,173 @@ fn storm(machine: &Machine, switch: Option<Switch>, args: &RunArgs) -> Result<St
     space.hold(&held, Protection::READ | Protection::WRITE).map_err(|error| error.to_string())?;
     let memory = space.memory();
     let control = StormControl::new(memory, args.cpus);
-    // Three of four rounds invalidate a page in use; the rest is slack.
-    let mut driver = StormDriver::new(1, Mix::WITHOUT_DISCARD, wanted.saturating_mul(2));
-    let mut orders = 0;
-    let text = |error: &dyn std::error::Error| error.to_string();
-    loop {
-        match driver.step(&control).map_err(|error| text(&error))? {
-            Step::Do(order) => {
-                orders += 1;
-                if orders == ORDERS_BEFORE_BREAKING
-                    && let Some(Switch::Break(actor, how)) = switch
-                {
-                    machine.break_(actor, how);
-                }
-                if let Err(error) = carry_out(machine, order) {
-                    // A machine that has ended refuses everything; its end is the reason.
-                    if has_ended(machine) {
-                        break;
-                    }
-                    return Err(format!("the storm's {order:?} was refused: {error}"));
-                }
-            }
-            Step::Wait => {
-                if has_ended(machine) {
-                    break;
-                }
-                std::thread::yield_now();
-            }
-            Step::Finished => break,
+    let mut storm = Storm::new(machine, wanted);
+    let mut waited = Wait::default();
+    while !storm.is_over() {
+        if storm.pass(&control)? {
+            waited = Wait::default();
+        } else if waited.is_long() && has_ended(machine) {
+            break;
+        } else {
+            waited.once_more();
+        }
+        if storm.orders >= ORDERS_BEFORE_BREAKING
+            && let Some(Switch::Break(actor, how)) = switch.take()
+        {
+            machine.break_(actor, how);
         }
     }
+    let text = |error: &dyn std::error::Error| error.to_string();
+    control.stop().map_err(|error| text(&error))?;
     for alarm in control.alarms().map_err(|error| text(&error))? {
         say(format_args!("the storm guest raised an alarm: {alarm:?}"));
     }
-    let (done, guest) = (driver.storms(), control.tally().map_err(|error| text(&error))?);
-    let report = StormReport {
-        rounds: done.rounds,
-        invalidations: done.invalidations,
-        in_use: done.in_use,
-        used_meanwhile: done.used_meanwhile,
-        touches: guest.touches,
-        renewals: guest.renewals,
-        skipped: guest.skipped,
-    };
-    if !has_ended(machine) && done.in_use < wanted {
-        let found = done.in_use;
+    let guest = control.tally().map_err(|error| text(&error))?;
+    let report = storm.report(guest);
+    if !has_ended(machine) && report.in_use < wanted {
+        let found = report.in_use;
         return Err(format!("the storm hit only {found} pages in use, and {wanted} were wanted"));
     }
     Ok(report)
+}
+
+/// Waiting for a guest that runs: it needs nanoseconds if it is on a cpu, and then giving
+/// ours away would cost a time slice; if it is not, it needs ours.
+#[derive(Default)]
+struct Wait(u32);
+
+impl Wait {
+    const LOOKS: u32 = 200;
+
+    fn is_long(&self) -> bool {
+        self.0 > 0 && self.0.is_multiple_of(Self::LOOKS)
+    }
+
+    fn once_more(&mut self) {
+        self.0 = self.0.wrapping_add(1);
+        if self.is_long() { std::thread::yield_now() } else { std::hint::spin_loop() }
+    }
 }
 
 fn has_ended(machine: &Machine) -> bool {
     machine.poll(Duration::ZERO).is_some()
 }
 
-fn carry_out(machine: &Machine, order: Order) -> Result<(), String> {
-    let space = machine.space();
-    let done = match order {
-        Order::Forget(range) => space.forget(range).map(drop),
-        Order::Unmap(range) => space.unmap(range),
-        Order::Map(range) => space.map(range, Protection::all()),
-        Order::Protect(range, protection) => space.protect(range, protection),
+/// How many drivers work at once, each on pages of its own. A round waits for vcpus to touch
+/// a page, and a vcpu that shares its cpu takes time slices to do so: waiting for
+/// several at once costs no more, and removals that wait together share one raise.
+const DRIVERS: u16 = 8;
+
+/// Several drivers at work on one guest.
+struct Storm<'m> {
+    machine: &'m Machine,
+    hands: Vec<Hand>,
+    orders: u64,
+}
+
+/// One driver, and the request it waits for.
+struct Hand {
+    driver: StormDriver,
+    asked: Option<oneshot::Receiver<Result<(), SpaceError>>>,
+    is_done: bool,
+}
+
+impl<'m> Storm<'m> {
+    /// Enough rounds for `wanted` invalidations of pages in use.
+    fn new(machine: &'m Machine, wanted: u64) -> Self {
+        // Three of four rounds invalidate a page in use; the rest is slack.
+        let rounds = wanted.div_ceil(DRIVERS.into()).saturating_mul(2);
+        let share = DATA_PAGES / DRIVERS;
+        let hand = |number: u16| Hand {
+            driver: StormDriver::one_of_many(
+                number.into(),
+                Mix::WITHOUT_DISCARD,
+                rounds,
+                number * share..(number + 1) * share,
+            ),
+            asked: None,
+            is_done: false,
+        };
+        Self { machine, hands: (0..DRIVERS).map(hand).collect(), orders: 0 }
+    }
+
+    fn is_over(&self) -> bool {
+        self.hands.iter().all(|hand| hand.is_done)
+    }
+
+    /// Lets every driver do what it can now; says whether anything was done.
+    fn pass(&mut self, control: &StormControl<'_>) -> Result<bool, String> {
+        let mut did = false;
+        for hand in &mut self.hands {
+            if let Some(answer) = &mut hand.asked {
+                match answer.try_recv() {
+                    Ok(Ok(())) => hand.asked = None,
+                    Err(TryRecvError::Empty) => continue,
+                    // A machine that has ended refuses everything; its end is the reason.
+                    refused if has_ended(self.machine) => {
+                        tracing::debug!(?refused, "after the end");
+                        self.hands.iter_mut().for_each(|hand| hand.is_done = true);
+                        return Ok(false);
+                    }
+                    refused => return Err(format!("the storm was refused: {refused:?}")),
+                }
+            }
+            if hand.is_done {
+                continue;
+            }
+            match hand.driver.step(control).map_err(|error| error.to_string())? {
+                Step::Do(order) => {
+                    self.orders += 1;
+                    hand.asked = carry_out(self.machine, order)?;
+                    did = true;
+                }
+                Step::Wait => {}
+                Step::Finished => hand.is_done = true,
+            }
+        }
+        Ok(did)
+    }
+
+    fn report(&self, guest: StormTally) -> StormReport {
+        let sum =
+            |of: fn(Storms) -> u64| self.hands.iter().map(|hand| of(hand.driver.storms())).sum();
+        StormReport {
+            rounds: sum(|storms| storms.rounds),
+            invalidations: sum(|storms| storms.invalidations),
+            in_use: sum(|storms| storms.in_use),
+            used_meanwhile: sum(|storms| storms.used_meanwhile),
+            touches: guest.touches,
+            renewals: guest.renewals,
+            skipped: guest.skipped,
+        }
+    }
+}
+
+/// Where the pmap answers an order.
+type Answer = oneshot::Receiver<Result<(), SpaceError>>;
+
+/// Asks for an order to be carried out; nothing comes back for what is done already.
+fn carry_out(machine: &Machine, order: Order) -> Result<Option<Answer>, String> {
+    let (reply, answer) = oneshot::channel();
+    let request = match order {
+        Order::Forget(range) => SpaceRequest::Forget { range, reply },
+        Order::Unmap(range) => SpaceRequest::Unmap { range, reply },
+        Order::Map(range) => SpaceRequest::Map { range, protection: Protection::all(), reply },
+        Order::Protect(range, protection) => SpaceRequest::Protect { range, protection, reply },
         Order::Discard(_) => return Err("no mix of ours asks for that".to_owned()),
         Order::Zero(range) => {
-            // A copy of whole words: the guest never sees half of one.
-            return (0..range.len() / 8).try_for_each(|word| {
+            let memory = machine.space().memory();
+            for word in 0..range.len() / 8 {
+                // Whole words: the guest never sees half of one.
                 let at = GuestAddress(range.start().0 + word * 8);
-                let stored = space.memory().store(0u64, at, std::sync::atomic::Ordering::Relaxed);
-                stored.map_err(|error| error.to_string())
-            });
+                memory.store(0u64, at, Ordering::Relaxed).map_err(|error| error.to_string())?;
+            }
+            return Ok(None);
         }
     };
-    done.map_err(|error| error.to_string())
+    // A pmap that is gone drops the question, and the next pass finds out why.
+    drop(machine.space().tell(request));
+    Ok(Some(answer))
 }
 
 /// How often `exercise` pauses, and how often it unmaps.

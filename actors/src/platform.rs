@@ -27,6 +27,8 @@ pub const I8042_COMMAND: u16 = 0x64;
 pub const RTC: u16 = 0x70;
 /// Ports of the real-time clock.
 pub const RTC_LEN: u16 = 2;
+/// Where in the real-time clock's memory the century is.
+pub const RTC_CENTURY: u8 = 0x32;
 /// Interrupt line of the real-time clock.
 pub const RTC_IRQ: u8 = 8;
 

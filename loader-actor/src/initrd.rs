@@ -77,6 +77,7 @@ fn walk_cpio(input: &Input, pulse: &Pulse) -> Result<Result<(), BadInitrd>, Inpu
     const ENTRY: usize = 110 + TRAILER.len();
     const TRAILER: &[u8] = b"TRAILER!!!\0";
     let len = input.len();
+    let mut window = Window { input, at: 0, bytes: Vec::new() };
     let mut at = 0;
     loop {
         pulse.beat();
@@ -85,8 +86,7 @@ fn walk_cpio(input: &Input, pulse: &Pulse) -> Result<Result<(), BadInitrd>, Inpu
             // The shortest entry has a name of one character, but is never the last one.
             return Ok(Err(BadInitrd::CutShort { needed, len }));
         }
-        let mut entry = [0; ENTRY];
-        input.read_at(at, &mut entry)?;
+        let entry: [u8; ENTRY] = window.read(at)?;
         let numbers = hexadecimal(&entry, 54).zip(hexadecimal(&entry, 94));
         let Some((file_len, name_len)) = numbers.filter(|_| is_cpio(&entry)) else {
             return Ok(Err(BadInitrd::Garbled { at }));
@@ -101,6 +101,35 @@ fn walk_cpio(input: &Input, pulse: &Pulse) -> Result<Result<(), BadInitrd>, Inpu
             return Ok(Err(BadInitrd::CutShort { needed, len }));
         }
         at = needed.next_multiple_of(4);
+    }
+}
+
+/// The part of a file looked at last: an archive of many small files is not read entry by
+/// entry.
+struct Window<'i> {
+    input: &'i Input,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window<'_> {
+    /// Most bytes in a window: one read costs little more than that of a header.
+    const MOST: u64 = 16 << 10;
+
+    /// `N` bytes at `at`; they must end inside the file.
+    fn read<const N: usize>(&mut self, at: u64) -> Result<[u8; N], InputError> {
+        let here = |window: &Self| {
+            let offset = usize::try_from(at.checked_sub(window.at)?).ok()?;
+            field(&window.bytes, offset)
+        };
+        if let Some(bytes) = here(self) {
+            return Ok(bytes);
+        }
+        let len = (self.input.len() - at).min(Self::MOST.max(N as u64));
+        self.bytes.resize(usize::try_from(len).expect("a small window"), 0);
+        self.at = at;
+        self.input.read_at(at, &mut self.bytes)?;
+        Ok(here(self).expect("the window begins here and is at least this long"))
     }
 }
 

@@ -83,7 +83,7 @@ fn make_pipe(name: &std::ffi::CStr) {
 fn a_file_that_may_not_be_read_is_refused_with_the_systems_reason() {
     let files = Files::new();
     let path = files.with("vmlinuz", &bzimage(&payload()));
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o0)).unwrap();
     if std::fs::read(&path).is_ok() {
         eprintln!("skipped: this user may read everything");
         return;

@@ -170,3 +170,20 @@ fn only_the_pages_that_are_written_are_held_and_all_are_installed() {
     assert_eq!(pages(&record), expected);
     assert!(loaded.bytes < 4 * 4096);
 }
+
+#[test]
+fn an_archive_of_many_files_is_accepted_and_so_is_whatever_follows_its_trailer() {
+    let files = Files::new();
+    let mut load = load_of(&files.with("vmlinuz", &bzimage(&payload())));
+    let trailer = cpio("x", &[]).len() - 112; // the first entry has no contents
+    let many: Vec<u8> = (0..3000usize)
+        .flat_map(|n| {
+            let mut one = cpio(&format!("file-{n}"), &vec![7; n % 90]);
+            one.truncate(one.len() - trailer);
+            one
+        })
+        .collect();
+    let archive = [many, cpio("last", &[1; 20_000]), b"\x1f\x8b another one".to_vec()].concat();
+    load.initrd = Some(files.with("initrd", &archive));
+    TestMemory::of(64 * MIB).place(&load).unwrap();
+}

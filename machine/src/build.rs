@@ -370,7 +370,7 @@ impl Control {
                 // Dropping the sender is as good as sending.
                 let _ended = stopped.await;
                 if let Some(loader) = loader {
-                    loader.retire();
+                    loader.retire().await;
                 }
             });
         };

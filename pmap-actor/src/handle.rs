@@ -76,12 +76,12 @@ impl SpaceHandle {
         self.ask(|reply| SpaceRequest::Unmap { range, reply })
     }
 
-    /// Forgets translations; contents stay. Returns how many there were.
+    /// Forgets translations; contents stay.
     ///
     /// # Errors
     ///
     /// Not wholly mapped, wired, or [`SpaceError::Dead`].
-    pub fn forget(&self, range: GpaRange) -> Result<u64, SpaceError> {
+    pub fn forget(&self, range: GpaRange) -> Result<(), SpaceError> {
         self.ask(|reply| SpaceRequest::Forget { range, reply })
     }
 

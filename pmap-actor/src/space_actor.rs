@@ -185,7 +185,6 @@ struct Counted {
 /// Who waits for a shootdown, and for what answer.
 enum Waiting {
     Done(Reply<()>),
-    Removed(Reply<u64>, u64),
     Raised(Reply<RaiseTimes>),
 }
 
@@ -488,9 +487,7 @@ impl SpaceActor {
                     (self.space.protect(range, protection), Waiting::Done(reply))
                 }
                 SpaceRequest::Forget { range, reply } => {
-                    let removed = self.space.forget(range);
-                    let count = removed.as_ref().map_or(0, Removed::translations);
-                    (removed, Waiting::Removed(reply, count))
+                    (self.space.forget(range), Waiting::Done(reply))
                 }
                 other => {
                     self.set_aside = Some(other);
@@ -548,7 +545,6 @@ impl Waiting {
     fn answer(self, given: &Result<(), SpaceError>, times: RaiseTimes) {
         match self {
             Self::Done(reply) => answer(reply, given.clone()),
-            Self::Removed(reply, count) => answer(reply, given.clone().map(|()| count)),
             Self::Raised(reply) => answer(reply, given.clone().map(|()| times)),
         }
     }
@@ -556,7 +552,6 @@ impl Waiting {
     fn refuse(self, error: SpaceError) {
         match self {
             Self::Done(reply) => answer(reply, Err(error)),
-            Self::Removed(reply, _) => answer(reply, Err(error)),
             Self::Raised(reply) => answer(reply, Err(error)),
         }
     }

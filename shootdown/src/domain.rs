@@ -315,8 +315,8 @@ impl Domain {
 
     /// How each seat's raises ended so far.
     ///
-    /// Exact for seats that have retired and for the caller's own; for another that is
-    /// running it may be one flush behind.
+    /// Exact for a seat whose thread the caller has joined, or otherwise knows to have
+    /// retired; an impression for one that is running.
     #[must_use]
     pub fn counts(&self) -> Vec<SeatCount> {
         let now = self.generation();
@@ -386,16 +386,14 @@ impl Seat {
 
     fn account(&self, raises: u64) {
         if taken(Step::A1) {
-            // A1: Release pairs with A2: the flushes are counted first.
-            self.accounted.store(raises, order(Step::A1, Ordering::Release));
+            self.accounted.store(raises, Ordering::Relaxed); // A1
         }
     }
 
     fn counted(&self, now: Generation) -> SeatCount {
-        // A2: Acquire pairs with A1: at least the flushes that were accounted for.
-        let accounted = self.accounted.load(order(Step::A2, Ordering::Acquire)).min(now.0);
+        let accounted = self.accounted.load(Ordering::Relaxed).min(now.0);
         let done = self.done.load(Ordering::Relaxed);
-        // A flush may have been counted and not accounted for yet.
+        // Of a running seat, `done` may be the newer of the two.
         SeatCount { done, saved: accounted.saturating_sub(done) }
     }
 }

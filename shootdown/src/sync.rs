@@ -40,10 +40,8 @@ pub(crate) enum Step {
     L2,
     /// Domain: the vcpu looks whether somebody waits.
     L3,
-    /// Domain: the vcpu publishes what it has accounted for.
+    /// Domain: the vcpu says up to where it has accounted for raises.
     A1,
-    /// Domain: a reader of the counts reads that.
-    A2,
     /// Kick: the word is set.
     S2,
     /// Kick: the signal is sent.

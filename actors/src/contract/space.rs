@@ -76,8 +76,8 @@ pub enum SpaceRequest {
     Forget {
         /// Where; wholly mapped.
         range: GpaRange,
-        /// Answer: how many translations there were.
-        reply: Reply<u64>,
+        /// Answer.
+        reply: Reply<()>,
     },
     /// "From now on only this is allowed."
     Protect {

@@ -142,7 +142,7 @@ pub struct StormDriver {
     to_prove: bool,
     storms: Storms,
     /// The pages it works on.
-    pages: Range<u64>,
+    pages: Range<u16>,
     /// Nobody else drives this guest.
     is_alone: bool,
 }
@@ -171,7 +171,7 @@ impl StormDriver {
     /// not stop the guest when it is done: whoever drives them all does
     /// ([`StormControl::stop`]).
     #[must_use]
-    pub fn one_of_many(seed: u64, mix: Mix, rounds: u64, pages: Range<u64>) -> Self {
+    pub fn one_of_many(seed: u64, mix: Mix, rounds: u64, pages: Range<u16>) -> Self {
         Self { pages, is_alone: false, ..Self::new(seed, mix, rounds) }
     }
 
@@ -284,7 +284,9 @@ impl StormDriver {
         self.rounds_left -= 1;
         self.storms.rounds += 1;
         let [byte, ..] = self.draw().to_le_bytes();
-        self.page = u16::from(byte) % DATA_PAGES;
+        // A driver without pages has the first one: nothing else is in range.
+        let pages = self.pages.end.saturating_sub(self.pages.start).max(1);
+        self.page = self.pages.start + u16::from(byte) % pages;
         let range = data_page(self.page);
         let script: &[Act] = match self.draw_script() {
             Script::Forget => &[A::Used, A::Order(Order::Forget(range)), A::Used],

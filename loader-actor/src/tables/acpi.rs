@@ -137,6 +137,7 @@ fn fadt(facs: u32, dsdt: u32) -> Vec<u8> {
         ports(platform::PM1_CONTROL, platform::PM1_CONTROL_LEN, AccessSize::WordAccess);
     table.p_lvl2_lat = NO_C2.into();
     table.p_lvl3_lat = NO_C3.into();
+    table.century = platform::RTC_CENTURY;
     table.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA).into();
     table.reset_reg = ports(platform::RESET_PORT, 1, AccessSize::ByteAccess);
     table.reset_value = platform::RESET_VALUE;

@@ -1,43 +1,59 @@
-//! What every model is made of: a bell to sleep at, and memory behind one translation.
+//! What every model is made of: a bell to sleep at, memory behind one translation, a
+//! processor that caches it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering as Counting};
 use std::time::Instant;
 
 use loom::cell::UnsafeCell;
-use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use loom::sync::atomic::AtomicBool;
+use loom::sync::atomic::Ordering::Relaxed;
 use loom::sync::{Condvar, Mutex};
-use shootdown::{Domain, Generation, SeatId};
+use shootdown::{Domain, Generation, InGuest, SeatId};
 
-/// Tries every order of events in `body`, as far as `preemptions` forced switches between
-/// threads go (`None`: all of them), and says how many orders there were.
-pub fn model(preemptions: Option<usize>, body: impl Fn() + Send + Sync + 'static) {
-    static EXECUTIONS: AtomicUsize = AtomicUsize::new(0);
-    let before = EXECUTIONS.load(Counting::Relaxed);
+/// How far a model goes.
+#[derive(Clone, Copy)]
+pub(crate) enum Orders {
+    /// Every order of events.
+    All,
+    /// Those in which at most so many threads are interrupted where they could go on.
+    Interrupted(usize),
+}
+
+/// Runs `body` in every order of events, as far as `orders` goes, and prints how many that
+/// was. The number in `LOOM_MAX_PREEMPTIONS`, if there is one, wins over `orders`.
+pub(crate) fn model(orders: Orders, body: impl Fn() + Send + Sync + 'static) {
+    let executions = Arc::new(AtomicUsize::new(0));
+    let counter = executions.clone();
     let start = Instant::now();
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = preemptions;
+    let mut builder = loom::model::Builder::default();
+    if let (None, Orders::Interrupted(times)) = (builder.preemption_bound, orders) {
+        builder.preemption_bound = Some(times);
+    }
     builder.check(move || {
-        EXECUTIONS.fetch_add(1, Counting::Relaxed);
+        counter.fetch_add(1, Counting::Relaxed);
         body();
     });
-    let executions = EXECUTIONS.load(Counting::Relaxed) - before;
-    println!("{executions} executions in {:.2} s", start.elapsed().as_secs_f64());
+    let executions = executions.load(Counting::Relaxed);
+    println!("explored {executions} executions in {:.2} s", start.elapsed().as_secs_f64());
 }
 
 /// A sleeper's bell: a ring is kept until somebody has heard it.
 #[derive(Default)]
-pub struct Bell {
+pub(crate) struct Bell {
     rung: Mutex<bool>,
     heard: Condvar,
 }
 
 impl Bell {
-    pub fn ring(&self) {
+    /// Wakes the sleeper, or keeps the next one from sleeping.
+    pub(crate) fn ring(&self) {
         *self.rung.lock().unwrap() = true;
         self.heard.notify_one();
     }
 
-    pub fn sleep(&self) {
+    /// Sleeps until the bell has rung since the last sleep.
+    pub(crate) fn sleep(&self) {
         let mut rung = self.rung.lock().unwrap();
         while !*rung {
             rung = self.heard.wait(rung).unwrap();
@@ -47,48 +63,65 @@ impl Bell {
 }
 
 /// A frame of memory and the one table entry that leads to it.
-#[derive(Default)]
-pub struct Page {
+pub(crate) struct Page {
     present: AtomicBool,
-    frame: UnsafeCell<u64>,
+    frame: UnsafeCell<()>,
 }
 
 impl Page {
-    pub fn mapped() -> Self {
-        Self { present: AtomicBool::new(true), frame: UnsafeCell::new(0) }
+    /// One that guests may use.
+    pub(crate) fn mapped() -> Self {
+        Self { present: AtomicBool::new(true), frame: UnsafeCell::new(()) }
     }
 
-    /// P: the pmap clears the entry. Relaxed, so that only the dance can order it.
-    pub fn unmap(&self) {
+    /// P: the pmap clears the entry. Relaxed: nothing but the dance may order it.
+    pub(crate) fn unmap(&self) {
         self.present.store(false, Relaxed);
     }
 
-    /// Somebody else owns the frame now and writes to it. Loom fails the model when a
-    /// guest's read is not ordered before this.
-    pub fn reuse(&self) {
+    /// The frame's next owner writes to it. Loom fails the model if some guest's read
+    /// of the frame does not come before this.
+    pub(crate) fn reuse(&self) {
         self.frame.with_mut(|_| ());
     }
 }
 
-/// What a processor remembers about a page.
-pub struct Processor {
-    pub cached: Generation,
-    pub translation: bool,
+/// A virtual processor with a cache of one translation per page.
+pub(crate) struct Processor<const PAGES: usize> {
+    seat: SeatId,
+    cached: Generation,
+    knows: [bool; PAGES],
+    /// How often it has flushed.
+    pub(crate) flushes: u64,
 }
 
-impl Processor {
-    /// One that has used the page before the model starts.
-    pub fn warm() -> Self {
-        Self { cached: Generation::default(), translation: true }
+impl<const PAGES: usize> Processor<PAGES> {
+    /// One that has used the pages before the model begins.
+    pub(crate) fn warm(seat: usize) -> Self {
+        Self { seat: SeatId(seat), cached: Generation::default(), knows: [true; PAGES], flushes: 0 }
     }
 
-    /// The guest reads the page: from the cached translation, or after a walk.
-    pub fn touch(&mut self, page: &Page) {
-        if !self.translation {
-            self.translation = page.present.load(Relaxed);
+    /// E1 to E4.
+    pub(crate) fn enter<'d>(&mut self, domain: &'d Domain) -> InGuest<'d> {
+        let (knows, flushes) = (&mut self.knows, &mut self.flushes);
+        domain.enter(self.seat, &mut self.cached, |_| {
+            *knows = [false; PAGES];
+            *flushes += 1;
+        })
+    }
+
+    /// The guest reads every page: through the cached translation, or after a walk.
+    pub(crate) fn touch(&mut self, pages: &[Page; PAGES]) {
+        for (knows, page) in self.knows.iter_mut().zip(pages) {
+            *knows = *knows || page.present.load(Relaxed);
+            if *knows {
+                page.frame.with(|_| ());
+            }
         }
-        if self.translation {
-            page.frame.with(|_| ());
-        }
+    }
+
+    /// Never enters again.
+    pub(crate) fn retire(&mut self, domain: &Domain) {
+        domain.retire(self.seat, &mut self.cached);
     }
 }
