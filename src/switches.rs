@@ -193,8 +193,8 @@ struct Hand {
 impl<'m> Storm<'m> {
     /// Enough rounds for `wanted` invalidations of pages in use.
     fn new(machine: &'m Machine, wanted: u64) -> Self {
-        // Three of four rounds invalidate a page in use; the rest is slack.
-        let rounds = wanted.div_ceil(DRIVERS.into()).saturating_mul(2);
+        // Three of four rounds invalidate a page in use.
+        let rounds = wanted.div_ceil(DRIVERS.into()).saturating_mul(3) / 2 + 1;
         let share = DATA_PAGES / DRIVERS;
         let hand = |number: u16| Hand {
             driver: StormDriver::one_of_many(

@@ -276,11 +276,12 @@ impl Machine {
 
     /// Vcpus first, then the pmap that serves their faults, then whoever the pmap tells.
     fn end_threads(&mut self, outcome: &Outcome) -> Option<SpaceTally> {
-        let pmap_is_lost = match outcome {
-            Outcome::Died { actor, .. } | Outcome::Hangs { actor, .. } => *actor == ActorName::Pmap,
-            _ => false,
+        let (hangs, is_lost) = match outcome {
+            Outcome::Hangs { actor, .. } => (Some(*actor), *actor == ActorName::Pmap),
+            Outcome::Died { actor, .. } => (None, *actor == ActorName::Pmap),
+            _ => (None, false),
         };
-        if pmap_is_lost {
+        if is_lost {
             // Nobody serves faults any more: whoever waits for one must not wait for ever.
             self.seal();
         }
@@ -288,18 +289,27 @@ impl Machine {
             // A vcpu that cannot be told is gone, or hangs and is left behind.
             let _gone = vcpu.retire();
         }
-        let is_vcpu = |actor: ActorName| matches!(actor, ActorName::Vcpu(_));
-        if !self.wait_until_gone(is_vcpu) && !pmap_is_lost {
-            // In the kernel on a fault that nobody will serve; or it hangs.
+        // Who hangs is not waited for.
+        let is_vcpu = |actor| matches!(actor, ActorName::Vcpu(_)) && Some(actor) != hangs;
+        if !self.wait_until_gone(is_vcpu) && !is_lost {
+            // In the kernel on a fault that nobody will serve.
             self.seal();
             self.wait_until_gone(is_vcpu);
         }
-        let space = if pmap_is_lost { None } else { self.space.count().ok() };
-        drop(self.space.tell(SpaceRequest::Retire));
+        let space = if is_lost { None } else { self.space.count().ok() };
+        let _gone = self.space.tell(SpaceRequest::Retire);
         if let Some(stop) = self.stop_supervisor.take() {
             let _gone = stop.send(());
         }
-        self.wait_until_gone(|_| true);
+        // The loader ends when the supervisor's thread does; the tracer when the pmap does.
+        let waits_for = |actor| match actor {
+            ActorName::Loader => Some(ActorName::Machine),
+            ActorName::Tracer => Some(ActorName::Pmap),
+            _ => None,
+        };
+        self.wait_until_gone(|actor| {
+            hangs.is_none_or(|hangs| actor != hangs && waits_for(actor) != Some(hangs))
+        });
         space
     }
 

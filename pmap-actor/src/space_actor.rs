@@ -159,15 +159,15 @@ pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Joined), StartError> {
     let tell = actor.config.tell.clone();
     let memory = actor.config.memory.clone();
     let ended = move |actor, ending| {
+        let was_planned = ending == threads::Ending::Returned;
+        // Told first: what the vcpus will say of the sealed memory is only a consequence.
+        tell(Tidings::Gone { actor, ending });
         // Closing the userfaultfd would let the kernel fill pages on its own. Unless this end
         // was planned, nothing may be served any more.
-        if ending != threads::Ending::Returned
-            && let Err(error) = seal(&memory, &userfault)
-        {
+        if !was_planned && let Err(error) = seal(&memory, &userfault) {
             error!(%error, "guest memory could not be sealed");
         }
         drop(userfault);
-        tell(Tidings::Gone { actor, ending });
     };
     let thread = threads::spawn(ActorName::Pmap, ended, move || actor.run())
         .map_err(host("start a thread"))?;

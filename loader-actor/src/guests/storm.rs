@@ -73,7 +73,7 @@ use actors::platform::DEBUG_EXIT;
 use super::image::image_between;
 use super::places::{IMAGE, PARAMETERS};
 use super::storm_control::{
-    self, CONTROL, DATA, DATA_PAGES, MOST_VCPUS, Mode, SLOT_STRIDE, VCPUS, control, vcpu,
+    self, CONTROL, DATA, DATA_PAGES, FOCUSES, MOST_VCPUS, Mode, SLOT_STRIDE, VCPUS, control, vcpu,
 };
 use super::{Guest, Level, Piece, print, start};
 
@@ -147,13 +147,16 @@ skep_guest_storm:
     imul    r11d, r11d, 0x9e3779b1
     xor     r9d, r9d
 
-    // Which page? rbx: the one the monitor aims at, and a random one, in turn.
+    // Which page? rbx: one that the monitor aims at, and a random one, in turn.
 .Lstorm_next:
     cmp     qword ptr [r14 + {STOP}], 0
     jne     .Lstorm_finish
     test    r9d, 0x100
     jz      .Lstorm_elsewhere
-    mov     ebx, dword ptr [r14 + {FOCUS}]
+    mov     eax, r9d
+    shr     eax, 9
+    and     eax, {FOCUSES} - 1
+    mov     ebx, dword ptr [r14 + rax*8 + {FOCUS}]
     and     ebx, {DATA_PAGES} - 1
     jmp     .Lstorm_announce
 .Lstorm_elsewhere:
@@ -450,6 +453,7 @@ skep_guest_storm_end:
     SLOT_STRIDE = const SLOT_STRIDE,
     STOP = const control::STOP,
     FOCUS = const control::FOCUS,
+    FOCUSES = const FOCUSES,
     PAGE_WORDS = const control::PAGE_WORDS,
     TOUCHING = const vcpu::TOUCHING,
     PROGRESS = const vcpu::PROGRESS,

@@ -3,7 +3,7 @@
 //! ```text
 //!   0x20_0000  CONTROL  one page, written by the monitor but for two words
 //!     +0x000   stop         not zero: finish
-//!     +0x040   focus        the page every second touch goes to
+//!     +0x040   focuses      8 pages: every second touch goes to one of them, in turn
 //!     +0x080   lock         the guest's own: who prints an alarm
 //!     +0x0c0   finished     the guest's own: how many vcpus have finished
 //!     +0x800   page words   of data page i at +0x800 + i * 64
@@ -31,6 +31,7 @@
 //! The control words must be written through memory that stays where it is: hold or wire
 //! [`control_range`] for the whole run.
 
+use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 
 use actors::{Gpa, GpaRange, PAGE_SIZE};
@@ -47,6 +48,8 @@ pub const VCPUS: Gpa = Gpa(CONTROL.0 + PAGE_SIZE);
 pub const DATA: Gpa = Gpa(CONTROL.0 + (2 << 20));
 /// How many data pages there are: the guest draws them with five random bits.
 pub const DATA_PAGES: u16 = 32;
+/// How many pages the guest aims at, at most.
+pub const FOCUSES: u16 = 8;
 /// Bytes from one slot of a data page, or one page word, to the next.
 pub const SLOT_STRIDE: u64 = 64;
 /// As many as a data page has slots.
@@ -221,13 +224,21 @@ impl<'m> StormControl<'m> {
         self.store(Gpa(CONTROL.0 + control::STOP), 1)
     }
 
-    /// Sends every second touch of every vcpu to data page `page`.
+    /// Sends every second touch of every vcpu to data page `page`: all of them, or as many as
+    /// `pages` are of all data pages. So several who work on pages of their own do not take
+    /// the touches from each other.
     ///
     /// # Errors
     ///
     /// [`ControlError`].
-    pub fn aim(&self, page: u16) -> Result<(), ControlError> {
-        self.store(Gpa(CONTROL.0 + control::FOCUS), u64::from(page % DATA_PAGES))
+    pub fn aim(&self, page: u16, pages: &Range<u16>) -> Result<(), ControlError> {
+        for focus in 0..FOCUSES {
+            if pages.contains(&(focus * (DATA_PAGES / FOCUSES))) {
+                let at = CONTROL.0 + control::FOCUS + u64::from(focus) * 8;
+                self.store(Gpa(at), u64::from(page % DATA_PAGES))?;
+            }
+        }
+        Ok(())
     }
 
     /// Publishes `generation` and `mode` of data page `page`.

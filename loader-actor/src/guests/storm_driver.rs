@@ -200,7 +200,7 @@ impl StormDriver {
                 }
             } else if self.rounds_left > 0 {
                 self.begin_round();
-                control.aim(self.page)?;
+                control.aim(self.page, &self.pages)?;
             } else {
                 if self.is_alone {
                     control.stop()?;

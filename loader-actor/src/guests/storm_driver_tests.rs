@@ -192,3 +192,21 @@ fn at_the_end_the_guest_is_told_to_stop() {
     let stop: u64 = puppet.memory.read_obj(GuestAddress(CONTROL.0 + control::STOP)).unwrap();
     assert_eq!(stop, 1);
 }
+
+#[test]
+fn two_drivers_aim_at_pages_of_their_own_and_stop_nobody() {
+    let puppet = Puppet::begun();
+    let half = DATA_PAGES / 2;
+    let mut low = StormDriver::one_of_many(1, Mix::ALL, 3, 0..half);
+    let mut high = StormDriver::one_of_many(2, Mix::ALL, 3, half..DATA_PAGES);
+    assert_eq!(low.step(&puppet.control()).unwrap(), Step::Wait);
+    assert_eq!(high.step(&puppet.control()).unwrap(), Step::Wait);
+    let focus = |index: u64| {
+        let at = GuestAddress(CONTROL.0 + control::FOCUS + index * 8);
+        puppet.memory.read_obj::<u64>(at).unwrap()
+    };
+    assert!((0..4).all(|index| focus(index) == focus(0) && focus(index) < u64::from(half)));
+    assert!((4..8).all(|index| focus(index) == focus(4) && focus(index) >= u64::from(half)));
+    while puppet.next_order(&mut low).is_some() {}
+    assert_eq!(puppet.memory.read_obj::<u64>(GuestAddress(CONTROL.0)).unwrap(), 0);
+}
