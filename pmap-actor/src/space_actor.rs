@@ -158,6 +158,8 @@ pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Joined), StartError> {
     };
     let tell = actor.config.tell.clone();
     let memory = actor.config.memory.clone();
+    // The tracer ends when the last sender goes: that, too, must be heard as a consequence.
+    let trace = actor.config.trace.clone();
     let ended = move |actor, ending| {
         let was_planned = ending == threads::Ending::Returned;
         // Told first: what the vcpus will say of the sealed memory is only a consequence.
@@ -167,7 +169,7 @@ pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Joined), StartError> {
         if !was_planned && let Err(error) = seal(&memory, &userfault) {
             error!(%error, "guest memory could not be sealed");
         }
-        drop(userfault);
+        drop((userfault, trace));
     };
     let thread = threads::spawn(ActorName::Pmap, ended, move || actor.run())
         .map_err(host("start a thread"))?;

@@ -15,6 +15,7 @@ use actors::contract::boot::EntryState;
 use actors::layout::MemoryLayout;
 pub use start::Level;
 
+pub mod exceptions;
 pub mod hello;
 mod image;
 pub mod places;

@@ -4,6 +4,7 @@
 //!   0x00_7000  PARAMETERS  what the host tells the guest: how many vcpus, ...
 //!   0x00_8000  START       the way in for every vcpu (`start.rs`); SIPIs point here
 //!   0x00_8800  PRINT       routines that print (`print.rs`)
+//!   0x00_8a00  EXCEPTIONS  what reports an exception (`exceptions.rs`)
 //!   0x00_9000  IMAGE       the guest; every vcpu comes to its first byte
 //!   0x01_0000  TABLES      the guest's page tables, made by the host (24 KiB)
 //!   0x10_0000  STACKS      one page per vcpu
@@ -24,6 +25,9 @@ pub const START_SEGMENT: u16 = 0x800;
 
 /// Routines that print.
 pub const PRINT: Gpa = Gpa(0x8800);
+
+/// What reports an exception.
+pub const EXCEPTIONS: Gpa = Gpa(0x8a00);
 
 /// Where an image is loaded.
 pub const IMAGE: Gpa = Gpa(0x9000);

@@ -16,8 +16,8 @@
 //! Parameters, 64-bit words from [`PARAMETERS`] on: how many vcpus; the privilege level of
 //! the guest (0 or 3). What follows belongs to the guest.
 //!
-//! There is no interrupt table and interrupts stay off: an exception is a bug in the guest
-//! and ends in a triple fault, which the machine reports.
+//! Interrupts stay off. An exception is a bug, in the guest or in the machine:
+//! `exceptions.rs` reports it.
 
 use std::arch::global_asm;
 
@@ -26,8 +26,8 @@ use actors::platform::LOCAL_APIC;
 use actors::{Gva, PAGE_SIZE};
 
 use super::image::image_between;
-use super::places::{IMAGE, PARAMETERS, STACKS, START, TABLES};
-use super::{Piece, print, tables};
+use super::places::{EXCEPTIONS, IMAGE, PARAMETERS, STACKS, START, TABLES};
+use super::{Piece, exceptions, print, tables};
 
 /// The privilege level a guest's image runs at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +46,11 @@ pub const OWN_PARAMETERS: u64 = 16;
 pub(super) fn pieces(vcpus: u16, level: Level, own: &[u64]) -> Vec<Piece> {
     let words = [u64::from(vcpus), level as u64];
     let words = words.iter().chain(own).copied();
-    vec![
-        (START, image().to_vec()),
-        print::piece(),
-        tables::piece(),
-        (PARAMETERS, words.flat_map(u64::to_le_bytes).collect()),
-    ]
+    let parameters = words.flat_map(u64::to_le_bytes).collect();
+    let mut pieces =
+        vec![(START, image().to_vec()), print::piece(), tables::piece(), (PARAMETERS, parameters)];
+    pieces.extend(exceptions::pieces());
+    pieces
 }
 
 /// How vcpu 0 begins: at `boot`.
@@ -81,7 +80,7 @@ const GDT_LIMIT: u16 = 5 * 8 - 1;
 const BOOT_OFFSET: u64 = 0x80;
 
 /// Selectors, in the order that `sysret` wants as well.
-const KERNEL_CODE: u16 = 0x08;
+pub(super) const KERNEL_CODE: u16 = 0x08;
 const KERNEL_DATA: u16 = 0x10;
 const USER_DATA: u16 = 0x18 | 3;
 const USER_CODE: u16 = 0x20 | 3;
@@ -131,6 +130,9 @@ skep_guest_start:
 .Lstart_gdtr:
     .short  {GDT_LIMIT}
     .long   {START} + {GDT_OFFSET}
+.Lstart_idtr:
+    .short  {IDT_LIMIT}
+    .quad   {EXCEPTIONS}
 
     // vcpu 0 begins here. It switches its local APIC on (spurious vector 0xff), as every
     // system does before it sends: KVM's list of targets may lack the last vcpu until then.
@@ -173,6 +175,7 @@ skep_guest_start:
     mov     esp, edi
     shl     esp, 12
     add     esp, {STACKS} + 4096
+    lidt    [rip + .Lstart_idtr]
     mov     esi, {IMAGE}
     cmp     byte ptr [{PARAMETERS} + 8], 0
     jne     .Lstart_descend
@@ -199,8 +202,10 @@ skep_guest_start_end:
     LOCAL_APIC = const LOCAL_APIC.0,
     GDT_OFFSET = const GDT_OFFSET,
     GDT_LIMIT = const GDT_LIMIT,
+    IDT_LIMIT = const exceptions::LIMIT,
+    EXCEPTIONS = const EXCEPTIONS.0,
     BOOT_OFFSET = const BOOT_OFFSET,
-    KERNEL_CODE = const KERNEL_CODE,
+    KERNEL_CODE = pub(super) const KERNEL_CODE,
     KERNEL_DATA = const KERNEL_DATA,
     USER_CODE = const USER_CODE,
     USER_DATA = const USER_DATA,
