@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// What this host offers, and what to do about what it lacks
     Host(HostArgs),
+    /// What shootdowns and faults cost, beside bare baselines from the same run
+    Bench(bench::cli::BenchArgs),
 }
 
 #[derive(Debug, Args)]

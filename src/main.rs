@@ -37,6 +37,9 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Host(args) => host::run(&args),
+        Command::Bench(args) => {
+            bench::cli::run(&args).map_err(|why| Failure::new(why.exit_status(), why))
+        }
     };
     let status = match done {
         Ok(status) => status,

@@ -1,0 +1,203 @@
+//! `skep bench`: what can be asked, and how the answer is given.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum, value_parser};
+use loader_actor::guests::{spin, toucher};
+use machine::ExitStatus;
+
+use crate::error::{BenchError, host};
+use crate::report::Report;
+use crate::{fault, shootdown, table};
+
+/// Where "-" leads.
+const STDOUT: &str = "-";
+
+/// What was asked.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Every figure stands beside a bare loop taken in the same run, in turns with it. Ratios below
+1.35 between two runs mean nothing; within a run they do, as far as the range over its rounds says.
+
+Exit status: 0 when every bound was met or not judged, 1 when one was missed in a clean run.")]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// How long until every vcpu has left the guest, beside the bare kick
+    Shootdown(ShootdownArgs),
+    /// What a first touch of a page costs the guest, beside a bare fault handler
+    Fault(FaultArgs),
+}
+
+/// How a result is written.
+#[derive(Debug, Args)]
+struct OutputArgs {
+    /// Write the result as JSON, too; `-` writes it to stdout instead of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// `skep bench shootdown`.
+#[derive(Debug, Args)]
+pub(crate) struct ShootdownArgs {
+    /// How many vcpus, in turns
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4",
+          value_parser = value_parser!(u16).range(1..=i64::from(spin::GUEST.most_vcpus)))]
+    pub(crate) vcpus: Vec<u16>,
+
+    /// Samples of each case in one round
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u64).range(1..))]
+    pub(crate) samples: u64,
+
+    /// Rounds, after a first one that warms up
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = value_parser!(u64).range(1..))]
+    pub(crate) rounds: u64,
+
+    /// Keep idle cpus awake with spinners of the lowest priority
+    #[arg(long)]
+    pub(crate) idle_poll: bool,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Who serves faults where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pager {
+    /// On the vcpu's cpu
+    Same,
+    /// On another cpu
+    Other,
+    /// Wherever the host puts it
+    Free,
+}
+
+/// `skep bench fault`.
+#[derive(Debug, Args)]
+pub(crate) struct FaultArgs {
+    /// Where faults are served, in turns
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE,...",
+        value_delimiter = ',',
+        default_value = "same,other,free"
+    )]
+    pub(crate) placement: Vec<Pager>,
+
+    /// How many pages come with one fault, in turns: powers of two up to 512
+    #[arg(long, value_name = "PAGES,...", value_delimiter = ',', default_value = "1,16")]
+    pub(crate) around: Vec<u64>,
+
+    /// Faults in one round
+    #[arg(long, value_name = "N", default_value_t = 200,
+          value_parser = value_parser!(u64).range(1..=toucher::MOST_TOUCHES))]
+    pub(crate) samples: u64,
+
+    /// Rounds, after a first one that warms up
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
+    pub(crate) rounds: u64,
+
+    /// How long whoever serves faults watches for the next one before it sleeps
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = value_parser!(u64).range(..=1_000_000))]
+    spin: u64,
+
+    /// Keep idle cpus awake with spinners of the lowest priority
+    #[arg(long)]
+    pub(crate) idle_poll: bool,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl FaultArgs {
+    pub(crate) fn spin(&self) -> Duration {
+        Duration::from_micros(self.spin)
+    }
+}
+
+/// Measures, and writes the table to stdout.
+///
+/// # Errors
+///
+/// [`BenchError`], when there is no result. A missed bound is a result:
+/// [`ExitStatus::Error`].
+pub fn run(args: &BenchArgs) -> Result<ExitStatus, BenchError> {
+    let (output, measure): (_, &dyn Fn() -> Result<Report, BenchError>) = match &args.bench {
+        Bench::Shootdown(args) => (&args.output, &|| shootdown::run(args)),
+        Bench::Fault(args) => {
+            fault::check(args)?;
+            (&args.output, &|| fault::run(args))
+        }
+    };
+    let path = output.json.as_deref();
+    let to_stdout = path == Some(Path::new(STDOUT));
+    // Made before anything is measured, so that a path that cannot be written costs nothing.
+    let file = path.filter(|_| !to_stdout).map(create).transpose()?;
+    let report = measure()?;
+    let json = serde_json::to_string_pretty(&report).map_err(host("write JSON"))? + "\n";
+    print(if to_stdout { json.clone() } else { table::render(&report) }.as_bytes())?;
+    if let Some((mut file, path)) = file {
+        let done = file.write_all(json.as_bytes()).and_then(|()| file.flush());
+        done.map_err(host(format!("write {}", path.display())))?;
+    }
+    Ok(if report.is_missed() { ExitStatus::Error } else { ExitStatus::Success })
+}
+
+fn create(path: &Path) -> Result<(BufWriter<File>, &Path), BenchError> {
+    let file = File::create(path).map_err(host(format!("write {}", path.display())))?;
+    Ok((BufWriter::new(file), path))
+}
+
+fn print(text: &[u8]) -> Result<(), BenchError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text).and_then(|()| stdout.flush()).map_err(BenchError::Stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+
+    fn parse(line: &str) -> Result<BenchArgs, clap::Error> {
+        Command::try_parse_from(["bench"].into_iter().chain(line.split_whitespace()))
+            .map(|command| command.args)
+    }
+
+    #[test]
+    fn lists_are_taken_in_order() {
+        let Bench::Shootdown(args) = parse("shootdown --vcpus 4,1").unwrap().bench else {
+            panic!("another benchmark");
+        };
+        assert_eq!(args.vcpus, [4, 1]);
+        let Bench::Fault(args) = parse("fault --placement free,same").unwrap().bench else {
+            panic!("another benchmark");
+        };
+        assert_eq!(args.placement, [Pager::Free, Pager::Same]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_before_anything_runs() {
+        for line in ["", "shootdown --vcpus 0", "shootdown --vcpus 256", "shootdown --rounds 0"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        for line in ["fault --around 3", "fault --around 0", "fault --around 1024"] {
+            let refused = run(&parse(line).unwrap()).unwrap_err();
+            assert_eq!(refused.exit_status(), ExitStatus::Usage, "{line}");
+        }
+    }
+}
