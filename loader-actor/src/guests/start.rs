@@ -205,7 +205,7 @@ skep_guest_start_end:
     IDT_LIMIT = const exceptions::LIMIT,
     EXCEPTIONS = const EXCEPTIONS.0,
     BOOT_OFFSET = const BOOT_OFFSET,
-    KERNEL_CODE = pub(super) const KERNEL_CODE,
+    KERNEL_CODE = const KERNEL_CODE,
     KERNEL_DATA = const KERNEL_DATA,
     USER_CODE = const USER_CODE,
     USER_DATA = const USER_DATA,
