@@ -25,8 +25,8 @@ const ME: VcpuId = VcpuId(0);
 
 /// What the engine does on its next trips; after the last one it runs until somebody knocks.
 enum Scene {
-    /// The guest reads a port.
-    ReadsPort,
+    /// The guest reads a port, after the test has said so.
+    ReadsPort(Receiver<()>),
     /// The host mapping refuses an access, after the test has said so.
     MemoryRefused(Receiver<()>),
     /// The engine's own code fails while in the guest.
@@ -92,8 +92,7 @@ impl Engine for Scripted {
         self.last = self.scenes.pop_front();
         self.entered.send(()).expect("the test is there");
         match &self.last {
-            Some(Scene::ReadsPort) => Trip::Exit,
-            Some(Scene::MemoryRefused(cue)) => {
+            Some(Scene::ReadsPort(cue) | Scene::MemoryRefused(cue)) => {
                 cue.recv().unwrap();
                 Trip::Exit
             }
@@ -109,7 +108,7 @@ impl Engine for Scripted {
 
     fn exit(&mut self) -> Exit<'_> {
         match self.last {
-            Some(Scene::ReadsPort) => {
+            Some(Scene::ReadsPort(_)) => {
                 self.owes_completion = true;
                 Exit::Port(PortAccess {
                     port: 0x80,
@@ -317,15 +316,17 @@ fn a_raiser_is_woken_by_the_vcpu_it_knocked_on() {
 
 #[test]
 fn looking_lets_the_guest_have_what_it_asked_for_first() {
-    let stage = play((0..3).map(|_| Scene::ReadsPort));
+    let (cue, wait) = unbounded();
+    let stage = play([Scene::ReadsPort(wait)]);
     stage.run_until_entered();
-    stage.pause();
-    let snapshot = stage.vcpu.look().unwrap().blocking_recv().unwrap();
-    // The vcpu is still parked, and changes no more.
-    assert_eq!(snapshot, stage.vcpu.look().unwrap().blocking_recv().unwrap());
-    // As many instructions are done as accesses were served.
-    let served = stage.vcpu.tally().port_accesses / 2;
-    assert_eq!(snapshot.rip, Gva(0x100 + served));
+    let pausing = pause_all(std::slice::from_ref(&stage.vcpu));
+    cue.send(()).unwrap();
+    pausing.wait(Instant::now() + PATIENCE).unwrap();
+    // The read was served; the guest takes its answer on the way to the look, and no more.
+    let look = || stage.vcpu.look().unwrap().blocking_recv().unwrap();
+    assert_eq!(look().rip, Gva(0x101));
+    assert_eq!(look().rip, Gva(0x101));
+    assert_eq!(stage.vcpu.tally().port_accesses, 2);
     stage.retire();
 }
 
