@@ -50,11 +50,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitStatus, Failure> {
         write_report(file, args.report.as_deref(), &ended.report, storms)?;
     }
     summary::print(&ended, storms);
-    let status = ended.outcome.exit_status();
-    if status != ExitStatus::Success {
-        say(&ended.outcome);
-    }
-    Ok(status)
+    say(&ended.outcome);
+    Ok(ended.outcome.exit_status())
 }
 
 /// Logs go to stderr, and only when asked for: RUST_LOG=debug.

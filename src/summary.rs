@@ -48,16 +48,18 @@ fn quantiles(of: &Quantiles) -> String {
     text
 }
 
-/// Writes the summary to stderr.
+/// Writes the summary to stderr, if there was a guest. How it ended is said by the caller.
 pub(crate) fn print(ended: &Ended, storm: Option<StormReport>) {
-    let _closed = std::io::Write::write_all(&mut std::io::stderr(), text(ended, storm).as_bytes());
+    if ended.report.format.is_some() {
+        let text = text(ended, storm);
+        let _closed = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+    }
 }
 
 fn text(ended: &Ended, storm: Option<StormReport>) -> String {
     let report = &ended.report;
     let mut lines = vec![
         String::new(),
-        format!("skep: {}", report.outcome),
         format!("  engine      {}, KVM is {}", report.engine, report.kvm),
         format!(
             "  time        built in {}, loaded in {}{}, ran {}",

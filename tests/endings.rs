@@ -1,0 +1,96 @@
+//! However a run ends, it ends: every actor's death and hang, Ctrl-C, a reader that goes.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use support::{command, kvm, ran, scratch, skep};
+
+/// Breaks an actor in the middle of a storm; the run must name it.
+fn broken(actor: &str, how: &str, status: i32) {
+    let Some(_cpus) = kvm() else { return };
+    let trace = scratch(&format!("{actor}-{how}.jsonl"));
+    let ran = skep(&format!(
+        "run -c 4 --guest storm --trace {trace} --test-switch {actor}-{how} --timeout 300"
+    ));
+    assert_eq!(ran.status, status, "{}", ran.stderr);
+    let name = actor.replace("vcpu", "vcpu ");
+    let verb = if how == "panic" { "died" } else { "hangs" };
+    let sentence = format!("skep: the {name} actor {verb}");
+    assert!(ran.stderr.lines().any(|line| line.starts_with(&sentence)), "{}", ran.stderr);
+    // Whoever hangs cannot be joined; everybody else was.
+    let left = ran.stderr.lines().filter(|line| line.contains("left behind"));
+    let foreign = left.filter(|line| !line.contains(&name) && !follows(&name, line));
+    assert_eq!(foreign.count(), 0, "{}", ran.stderr);
+}
+
+/// The loader's desk lives on the machine actor's thread, and the tracer ends when the pmap does.
+fn follows(name: &str, line: &str) -> bool {
+    (name == "machine" && line.contains("loader")) || (name == "pmap" && line.contains("tracer"))
+}
+
+macro_rules! deaths {
+    ($($name:ident: $actor:literal $how:literal $status:literal;)*) => {
+        $(#[test] fn $name() { broken($actor, $how, $status); })*
+    };
+}
+
+deaths! {
+    a_machine_actor_that_panics_ends_the_run: "machine" "panic" 8;
+    a_pmap_that_panics_ends_the_run: "pmap" "panic" 7;
+    a_loader_that_panics_ends_the_run: "loader" "panic" 8;
+    a_console_that_panics_ends_the_run: "console" "panic" 8;
+    a_tracer_that_panics_ends_the_run: "tracer" "panic" 8;
+    a_boot_vcpu_that_panics_ends_the_run: "vcpu0" "panic" 8;
+    another_vcpu_that_panics_ends_the_run: "vcpu3" "panic" 8;
+    a_machine_actor_that_hangs_is_noticed: "machine" "hang" 8;
+    a_pmap_that_hangs_is_noticed: "pmap" "hang" 7;
+    a_loader_that_hangs_is_noticed: "loader" "hang" 8;
+    a_console_that_hangs_is_noticed: "console" "hang" 8;
+    a_tracer_that_hangs_is_noticed: "tracer" "hang" 8;
+    a_vcpu_that_hangs_is_noticed: "vcpu1" "hang" 8;
+}
+
+#[test]
+fn an_interrupt_ends_a_busy_guest_cleanly() {
+    let Some(_cpus) = kvm() else { return };
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut child = command()
+            .args(["run", "-c", "4", "--guest", "spin", "--timeout", "300"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command can be started");
+        // The guest says when it runs.
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().expect("piped"));
+        output.read_line(&mut line).expect("a line");
+        let process = i32::try_from(child.id()).expect("a process id");
+        // SAFETY: no pointers; the process is our child and has not been waited for.
+        #[expect(unsafe_code, reason = "kill has no safe wrapper in std")]
+        let sent = unsafe { libc::kill(process, signal) };
+        assert_eq!(sent, 0);
+        let mut rest = String::new();
+        output.read_to_string(&mut rest).expect("the rest of stdout");
+        let ended = ran(&child.wait_with_output().expect("it ends"));
+        assert_eq!(ended.status, 130, "{}", ended.stderr);
+        assert!(ended.stderr.ends_with("skep: interrupted\n"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("left behind"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_closed_stdout_ends_the_run() {
+    let Some(_cpus) = kvm() else { return };
+    let mut child = command()
+        .args(["run", "-c", "4", "--guest", "smp", "--timeout", "300"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command can be started");
+    drop(child.stdout.take());
+    let ended = ran(&child.wait_with_output().expect("it ends"));
+    assert_eq!(ended.status, 12, "{}", ended.stderr);
+    assert!(ended.stderr.contains("stdout was closed"), "{}", ended.stderr);
+}
