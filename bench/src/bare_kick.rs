@@ -4,7 +4,7 @@
 //!   initiator                          vcpu thread
 //!   t0                                 KVM_RUN, guest counts
 //!   immediate_exit = 1, tgkill  ────▶  KVM_RUN returns
-//!   spins, then sleeps          ◀────  acknowledged += 1; does the initiator sleep? ring
+//!   spins, then sleeps          ◀────  trips += 1; does the initiator sleep? ring
 //!   t1                                 takes the signal, clears the byte, KVM_RUN
 //! ```
 //!
@@ -20,7 +20,6 @@ use actors::doorbell::Doorbell;
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use loader_actor::guests::spin;
 use pmap_actor::host::memory::GuestMemory;
-use vm_memory::GuestMemoryMmap;
 
 use crate::bare_vm::{BareVcpu, BareVm, ExitByte, Ran};
 use crate::environment::Cpus;
@@ -38,18 +37,28 @@ const PARK: u8 = 0;
 const RUN: u8 = 1;
 const QUIT: u8 = 2;
 
-/// What one vcpu thread and the initiator share, on a cache line of its own.
+/// A word on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Line(AtomicU64);
+
+/// What one vcpu thread and the initiator share, on cache lines of its own.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Post {
-    /// Trips into the guest that are over.
-    acknowledged: AtomicU64,
+    /// Trips into the guest that are over: an acknowledgement is one more than before.
+    trips: AtomicU64,
     mode: AtomicU8,
     is_parked: AtomicBool,
     /// 0 before the thread can be signalled.
     thread: AtomicI32,
     /// Why the thread ended although nobody asked it to.
     ended: OnceLock<String>,
+    /// Kicks so far.
+    kicks: Line,
+    /// The last kick that found the vcpu on its way from one trip to the next: that one ends no
+    /// trip, as its byte and its signal are taken before.
+    taken_outside: Line,
 }
 
 #[derive(Debug)]
@@ -64,6 +73,7 @@ struct Vcpu {
 #[derive(Debug)]
 pub(crate) struct BareKick {
     vcpus: Vec<Vcpu>,
+    kicks: u64,
     bell: Arc<Doorbell>,
     process: i32,
     memory: Arc<GuestMemory>,
@@ -86,7 +96,7 @@ impl BareKick {
         let (vm, fresh) = BareVm::new(&spin::GUEST, &memory, vcpus)?;
         let bell = Arc::new(Doorbell::new().map_err(host("make an eventfd"))?);
         let process = signal::own_process();
-        let mut all = Self { vcpus: Vec::new(), bell, process, memory, _vm: vm };
+        let mut all = Self { vcpus: Vec::new(), kicks: 0, bell, process, memory, _vm: vm };
         for (index, vcpu) in fresh.into_iter().enumerate() {
             all.start(index, vcpu, cpus.of_vcpu(index), delivery)?;
         }
@@ -102,11 +112,13 @@ impl BareKick {
         delivery: Delivery,
     ) -> Result<(), BenchError> {
         let post = Arc::new(Post {
-            acknowledged: AtomicU64::new(0),
+            trips: AtomicU64::new(0),
             mode: AtomicU8::new(PARK),
             is_parked: AtomicBool::new(false),
             thread: AtomicI32::new(0),
             ended: OnceLock::new(),
+            kicks: Line::default(),
+            taken_outside: Line::default(),
         });
         let exit_byte = vcpu.exit_byte();
         let (shared, bell) = (post.clone(), self.bell.clone());
@@ -126,8 +138,8 @@ impl BareKick {
     }
 
     /// The guest's memory, for the proof that it executes.
-    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
-        self.memory.backing()
+    pub(crate) fn memory(&self) -> Arc<GuestMemory> {
+        self.memory.clone()
     }
 
     /// Lets the guest run.
@@ -143,12 +155,13 @@ impl BareKick {
     pub(crate) fn pause(&self) -> Result<(), BenchError> {
         for vcpu in &self.vcpus {
             vcpu.post.mode.store(PARK, Ordering::Release);
-            self.kick_one(vcpu);
+            self.kick_one(vcpu, self.kicks);
         }
         self.wait_until("park", |vcpu| vcpu.post.is_parked.load(Ordering::Acquire))
     }
 
-    fn kick_one(&self, vcpu: &Vcpu) {
+    fn kick_one(&self, vcpu: &Vcpu, number: u64) {
+        vcpu.post.kicks.0.store(number, Ordering::Relaxed); // The byte publishes it.
         vcpu.exit_byte.set();
         let thread = vcpu.post.thread.load(Ordering::Acquire);
         if thread != 0 {
@@ -157,12 +170,16 @@ impl BareKick {
     }
 
     /// Kicks every vcpu and waits until all are out of the guest. Returns how long it took.
-    pub(crate) fn kick(&self) -> Result<Duration, BenchError> {
-        let out = |vcpu: &Vcpu| vcpu.post.acknowledged.load(Ordering::Acquire);
-        let before: Vec<u64> = self.vcpus.iter().map(out).collect();
+    pub(crate) fn kick(&mut self) -> Result<Duration, BenchError> {
+        self.kicks += 1;
+        let trips = |vcpu: &Vcpu| vcpu.post.trips.load(Ordering::Acquire);
+        let before: Vec<u64> = self.vcpus.iter().map(trips).collect();
+        let is_out = |vcpu: &Vcpu, before: u64| {
+            trips(vcpu) != before || vcpu.post.taken_outside.0.load(Ordering::Acquire) == self.kicks
+        };
+        let all_out = || self.vcpus.iter().zip(&before).all(|(vcpu, trips)| is_out(vcpu, *trips));
         let began = Instant::now();
-        self.vcpus.iter().for_each(|vcpu| self.kick_one(vcpu));
-        let all_out = || self.vcpus.iter().zip(&before).all(|(vcpu, before)| out(vcpu) != *before);
+        self.vcpus.iter().for_each(|vcpu| self.kick_one(vcpu, self.kicks));
         while !all_out() {
             if began.elapsed() < SPIN {
                 std::hint::spin_loop();
@@ -203,7 +220,7 @@ impl Drop for BareKick {
         for vcpu in &self.vcpus {
             vcpu.post.mode.store(QUIT, Ordering::Release);
             vcpu.handle.unpark();
-            self.kick_one(vcpu);
+            self.kick_one(vcpu, self.kicks);
         }
         for vcpu in &mut self.vcpus {
             if let Some(thread) = vcpu.joined.take() {
@@ -232,7 +249,10 @@ fn live(
     let exit_byte = vcpu.exit_byte();
     loop {
         // Before the look at what to do: a kick after this ends the next trip.
-        exit_byte.clear();
+        if exit_byte.clear() {
+            post.taken_outside.0.store(post.kicks.0.load(Ordering::Relaxed), Ordering::Release);
+            bell.ring();
+        }
         match post.mode.load(Ordering::Acquire) {
             PARK => {
                 post.is_parked.store(true, Ordering::Release);
@@ -244,7 +264,7 @@ fn live(
             _ => {}
         }
         let ran = vcpu.run();
-        post.acknowledged.fetch_add(1, Ordering::Release);
+        post.trips.fetch_add(1, Ordering::Release);
         bell.ring();
         if let Ran::Ended(_) | Ran::Otherwise(_) = ran {
             return Err(format!("{ran:?}"));

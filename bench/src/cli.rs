@@ -190,6 +190,52 @@ mod tests {
         assert_eq!(args.placement, [Pager::Free, Pager::Same]);
     }
 
+    /// Runs what `line` asks for, and returns the names and states of its cases. Nothing where
+    /// there is no KVM.
+    fn cases_of(line: &str) -> Option<Vec<(String, &'static str)>> {
+        let _turn = crate::ONE_AT_A_TIME.lock();
+        if !Path::new("/dev/kvm").exists() {
+            return None;
+        }
+        let report = match parse(line).unwrap().bench {
+            Bench::Shootdown(args) => shootdown::run(&args),
+            Bench::Fault(args) => fault::run(&args),
+        };
+        let report = report.unwrap();
+        // So few samples are never judged.
+        assert!(!report.is_missed());
+        let text = table::render(&report);
+        assert!(report.cases.iter().all(|case| text.contains(&case.name)), "{text}");
+        Some(report.cases.into_iter().map(|case| (case.name, case.state)).collect())
+    }
+
+    #[test]
+    fn a_small_shootdown_run_has_the_subject_and_every_reference() {
+        for vcpus in [1, 3] {
+            let line = format!("shootdown --vcpus {vcpus} --rounds 1 --samples 3 --idle-poll");
+            let Some(cases) = cases_of(&line) else { return };
+            for name in ["shootdown/raise", "shootdown/elided", "bare-kick/mask"] {
+                let name = format!("{name}/{vcpus}-vcpu");
+                assert!(cases.iter().any(|case| case.0 == name), "{name}: {cases:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_fault_run_tells_served_touches_from_those_that_came_along() {
+        let line = "fault --placement same,free --around 1,4 --samples 5 --rounds 1 --spin 5";
+        let Some(cases) = cases_of(line) else { return };
+        for side in ["fault", "bare-fault"] {
+            for place in ["same", "free"] {
+                let name = |around| format!("{side}/{place}/around-{around}");
+                assert!(cases.contains(&(name(1), "served")), "{cases:?}");
+                assert!(!cases.contains(&(name(1), "came along")), "{cases:?}");
+                assert!(cases.contains(&(name(4), "served")), "{cases:?}");
+                assert!(cases.contains(&(name(4), "came along")), "{cases:?}");
+            }
+        }
+    }
+
     #[test]
     fn what_makes_no_sense_is_refused_before_anything_runs() {
         for line in ["", "shootdown --vcpus 0", "shootdown --vcpus 256", "shootdown --rounds 0"] {

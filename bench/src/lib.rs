@@ -35,3 +35,7 @@ mod signal;
 mod table;
 
 pub use error::BenchError;
+
+/// Tests that build machines or send the signal take turns: both are the whole process's.
+#[cfg(test)]
+static ONE_AT_A_TIME: parking_lot::Mutex<()> = parking_lot::Mutex::new(());

@@ -80,9 +80,12 @@ pub(crate) struct Ratio {
     pub(crate) subject: String,
     pub(crate) reference: String,
     pub(crate) p50_ratio: f64,
-    /// The lowest and the highest of the rounds' ratios of medians.
-    pub(crate) p50_ratio_lowest_round: f64,
-    pub(crate) p50_ratio_highest_round: f64,
+    /// The lowest and the highest of the rounds' ratios of medians, where a round had enough
+    /// samples for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) p50_ratio_lowest_round: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) p50_ratio_highest_round: Option<f64>,
     pub(crate) p99_ratio: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bound: Option<Bound>,
@@ -132,8 +135,8 @@ impl Ratio {
             subject: subject.0.to_owned(),
             reference: reference.0.to_owned(),
             p50_ratio,
-            p50_ratio_lowest_round: rounds.iter().copied().fold(f64::INFINITY, f64::min),
-            p50_ratio_highest_round: rounds.iter().copied().fold(0.0, f64::max),
+            p50_ratio_lowest_round: rounds.iter().copied().reduce(f64::min),
+            p50_ratio_highest_round: rounds.iter().copied().reduce(f64::max),
             p99_ratio,
             bound,
             judgement,

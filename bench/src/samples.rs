@@ -5,12 +5,15 @@ use hdrhistogram::Histogram;
 /// With fewer samples than this the 99.9th percentile is a matter of luck.
 pub(crate) const ENOUGH_FOR_P999: u64 = 10_000;
 
+/// A round with fewer samples than this has no median worth comparing: the host was busy elsewhere.
+const ENOUGH_FOR_A_MEDIAN: u64 = 30;
+
 /// Samples of one case in one state, in nanoseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Series {
     all: Histogram<u64>,
     round: Histogram<u64>,
-    /// The median of each round; nothing for a round without a sample.
+    /// The median of each round; nothing for a round with too few samples.
     medians: Vec<Option<u64>>,
 }
 
@@ -44,7 +47,8 @@ impl Series {
 
     /// Ends a round. Rounds of different series with the same number were interleaved.
     pub(crate) fn end_round(&mut self) {
-        let median = (!self.round.is_empty()).then(|| self.round.value_at_quantile(0.5));
+        let is_enough = self.round.len() >= ENOUGH_FOR_A_MEDIAN;
+        let median = is_enough.then(|| self.round.value_at_quantile(0.5));
         self.medians.push(median);
         self.all.add(&self.round).expect("both have the same bounds");
         self.round.reset();
@@ -128,9 +132,11 @@ mod tests {
     }
 
     #[test]
-    fn rounds_are_compared_only_where_both_were_measured() {
-        let own = series(&[&[20], &[30], &[]]);
-        let reference = series(&[&[10], &[], &[10]]);
+    fn rounds_are_compared_only_where_both_have_enough_samples() {
+        let round = |value| vec![value; 30];
+        let (short, none) = (vec![7; 29], Vec::new());
+        let own = series(&[&round(20), &round(30), &round(30), &none]);
+        let reference = series(&[&round(10), &none, &short, &round(10)]);
         assert_eq!(own.ratios_by_round(&reference), [2.0]);
     }
 }

@@ -190,7 +190,8 @@ impl Kick {
 
     fn block(&mut self, samples: u64) -> Result<(), BenchError> {
         self.bare.resume();
-        let counters = Counters::new(self.bare.memory(), self.vcpus, self.has_own_cpu);
+        let memory = self.bare.memory();
+        let counters = Counters::new(memory.backing(), self.vcpus, self.has_own_cpu);
         let began = Instant::now();
         for _ in 0..samples {
             let is_moving = counters.are_moving()?;

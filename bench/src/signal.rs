@@ -132,6 +132,7 @@ mod tests {
 
     #[test]
     fn a_blocked_signal_is_consumed_without_its_handler() {
+        let _turn = crate::ONE_AT_A_TIME.lock();
         install().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {

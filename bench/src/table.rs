@@ -90,14 +90,13 @@ fn ratios(text: &mut String, ratios: &[Ratio]) {
             let tail = bound.p99_ratio.map_or_else(String::new, |most| format!(", p99 <= {most}"));
             format!(" (p50 <= {}{tail})", bound.p50_ratio)
         });
+        let rounds = match (ratio.p50_ratio_lowest_round, ratio.p50_ratio_highest_round) {
+            (Some(lowest), Some(highest)) => format!("rounds {lowest:.2} to {highest:.2}"),
+            _ => "no round with enough samples".to_owned(),
+        };
         *text += &format!(
-            "{} / {}\n    p50 x {:.2} (rounds {:.2} to {:.2}), p99 x {:.2}: {verdict}{limits}\n",
-            ratio.subject,
-            ratio.reference,
-            ratio.p50_ratio,
-            ratio.p50_ratio_lowest_round,
-            ratio.p50_ratio_highest_round,
-            ratio.p99_ratio,
+            "{} / {}\n    p50 x {:.2} ({rounds}), p99 x {:.2}: {verdict}{limits}\n",
+            ratio.subject, ratio.reference, ratio.p50_ratio, ratio.p99_ratio,
         );
     }
 }
