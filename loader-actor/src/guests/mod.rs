@@ -8,7 +8,8 @@
 //! 0.7-3 us an instruction and runs only CPL 3 natively: privileged parts are short and use
 //! plain integer instructions, whatever runs for long runs at CPL 3 with IOPL 3.
 //!
-//! Reading order: [`places`] (what lies where), [`hello`], then the guest at hand.
+//! Reading order: [`hello`], [`places`] (what lies where in all the others), [`start`] (how
+//! every vcpu gets in), then the guest at hand; `storm` is a protocol, told at its head.
 
 use actors::Gpa;
 use actors::contract::boot::EntryState;

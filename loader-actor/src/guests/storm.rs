@@ -15,7 +15,7 @@
 //! * Each *vcpu* owns one **slot** in every data page, and alone writes it: stamps, which
 //!   name the generation. It remembers what it wrote there last (`own`).
 //!
-//! Layout and encodings: [`storm_control`](super::storm_control).
+//! Layout and encodings: [`storm_control`].
 //!
 //! # The dance
 //!
