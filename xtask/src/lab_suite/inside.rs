@@ -14,7 +14,7 @@ use crate::process::{last_lines, print};
 use crate::watch::{Watched, watch};
 
 /// After so many failed cases the rest would only fail as well.
-const ENOUGH_FAILURES: usize = 30;
+const ENOUGH_FAILURES: usize = 3;
 
 /// The hidden subcommand's main.
 ///
