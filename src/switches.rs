@@ -149,13 +149,15 @@ fn storm(
     Ok(report)
 }
 
-/// Waiting for a guest that runs: it needs nanoseconds if it is on a cpu, and then giving
-/// ours away would cost a time slice; if it is not, it needs ours.
+/// Waiting for a guest that runs: it needs nanoseconds if it is on a cpu. If it is not, it needs
+/// ours, and for a while: a thread that merely yields is back before any vcpu that it made
+/// room for (300 rounds of a storm on four vcpus and two cpus took 14 s instead of 0.8 s).
 #[derive(Default)]
 struct Wait(u32);
 
 impl Wait {
     const LOOKS: u32 = 200;
+    const LET_GO: Duration = Duration::from_micros(20);
 
     fn is_long(&self) -> bool {
         self.0 > 0 && self.0.is_multiple_of(Self::LOOKS)
@@ -163,7 +165,11 @@ impl Wait {
 
     fn once_more(&mut self) {
         self.0 = self.0.wrapping_add(1);
-        if self.is_long() { std::thread::yield_now() } else { std::hint::spin_loop() }
+        if self.is_long() {
+            std::thread::park_timeout(Self::LET_GO);
+        } else {
+            std::hint::spin_loop();
+        }
     }
 }
 

@@ -55,9 +55,13 @@ deaths! {
 #[test]
 fn an_interrupt_ends_a_busy_guest_cleanly() {
     let Some(_cpus) = kvm() else { return };
+    let guest = scratch("says-x-for-ever.bin");
+    // mov dx, 0x3f8; mov al, 'x'; out dx, al; mov al, 10; out dx, al; jmp $
+    let code = [0xba, 0xf8, 0x03, 0xb0, 0x78, 0xee, 0xb0, 0x0a, 0xee, 0xeb, 0xfe];
+    std::fs::write(&guest, code).expect("scratch file");
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let mut child = command()
-            .args(["run", "-c", "4", "--guest", "spin", "--timeout", "300"])
+            .args(["run", "-c", "4", "--kernel", &guest, "--timeout", "300"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -66,6 +70,7 @@ fn an_interrupt_ends_a_busy_guest_cleanly() {
         let mut line = String::new();
         let mut output = BufReader::new(child.stdout.take().expect("piped"));
         output.read_line(&mut line).expect("a line");
+        assert_eq!(line, "x\n");
         let process = i32::try_from(child.id()).expect("a process id");
         // SAFETY: no pointers; the process is our child and has not been waited for.
         #[expect(unsafe_code, reason = "kill has no safe wrapper in std")]
