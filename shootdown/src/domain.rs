@@ -217,9 +217,9 @@ impl Domain {
     ) -> InGuest<'_> {
         let seat = &self.seats[id.0];
         let trip = seat.next_trip();
-        // E1: Release pairs with R3: the kick word was heeded before anybody knocks
-        // because of this trip. And with W1, which may see this trip instead of the last
-        // one's end.
+        // E1: Release pairs with R3: whatever this vcpu did between two trips (took an old
+        // knock back at L3, heeded its kick word) comes before the knock that this trip
+        // gets. And with W1, which may see this trip instead of the end of the last.
         if taken(Step::E1) {
             seat.trips.store(trip, order(Step::E1, Ordering::Release));
         }
@@ -253,7 +253,8 @@ impl Domain {
         if whom == Whom::Everyone {
             fence(Step::R2); // pairs with E2.
             for (index, seat) in self.seats.iter().enumerate() {
-                // R3: Acquire pairs with L1: what the guest did before leaving is done.
+                // R3: Acquire pairs with L1: what the guest did before leaving is done. And
+                // with E1, so that K1 comes after any earlier L3.
                 let trip = seat.trips.load(order(Step::R3, Ordering::Acquire));
                 if is_inside(trip) {
                     if taken(Step::K1) {

@@ -35,7 +35,7 @@ pub(crate) fn model(orders: Orders, body: impl Fn() + Send + Sync + 'static) {
         body();
     });
     let executions = executions.load(Counting::Relaxed);
-    println!("explored {executions} executions in {:.2} s", start.elapsed().as_secs_f64());
+    eprintln!("explored {executions} executions in {:.2} s", start.elapsed().as_secs_f64());
 }
 
 /// A sleeper's bell: a ring is kept until somebody has heard it.
