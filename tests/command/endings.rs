@@ -1,11 +1,9 @@
 //! However a run ends, it ends: every actor's death and hang, Ctrl-C, a reader that goes.
 
-mod support;
-
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
-use support::{command, kvm, ran, scratch, skep};
+use crate::support::{command, kvm, ran, scratch, skep};
 
 /// Breaks an actor in the middle of a storm; the run must name it.
 fn broken(actor: &str, how: &str, status: i32) {

@@ -45,14 +45,12 @@ pub(crate) fn kvm() -> Option<MutexGuard<'static, ()>> {
 }
 
 /// A path for this test's file.
-#[allow(dead_code, reason = "not every test writes files")]
 pub(crate) fn scratch(name: &str) -> String {
     let directory = env!("CARGO_TARGET_TMPDIR");
     format!("{directory}/{name}")
 }
 
 /// A report.
-#[allow(dead_code, reason = "not every test reads reports")]
 pub(crate) fn json(path: &str) -> serde_json::Value {
     let text = std::fs::read_to_string(path).expect("the report was written");
     serde_json::from_str(&text).expect("the report is JSON")

@@ -1,9 +1,7 @@
 //! The guests that come with skep, through the command, and what their reports say.
 
-mod support;
-
+use crate::support::{json, kvm, scratch, skep};
 use serde_json::Value;
-use support::{json, kvm, scratch, skep};
 
 fn number(value: &Value) -> u64 {
     value.as_u64().expect("a count")

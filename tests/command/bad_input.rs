@@ -1,10 +1,8 @@
 //! Each mistake gets one clear sentence on stderr, nothing on stdout, and its own status.
 
-mod support;
-
 use std::fs;
 
-use support::{kvm, scratch, skep};
+use crate::support::{kvm, scratch, skep};
 
 /// What was typed, the status, and what the sentence says.
 fn refused(words: &str, status: i32, says: &str) {

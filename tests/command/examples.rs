@@ -1,11 +1,9 @@
 //! The examples do what they say.
 
-mod support;
-
 use std::path::PathBuf;
 use std::process::Command;
 
-use support::{Ran, kvm, ran};
+use crate::support::{Ran, kvm, ran};
 
 /// Runs an example, which `cargo test` has built beside this test.
 fn example(name: &str) -> Ran {
