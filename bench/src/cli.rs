@@ -146,14 +146,18 @@ pub fn run(args: &BenchArgs) -> Result<ExitStatus, BenchError> {
     print(if to_stdout { json.clone() } else { table::render(&report) }.as_bytes())?;
     if let Some((mut file, path)) = file {
         let done = file.write_all(json.as_bytes()).and_then(|()| file.flush());
-        done.map_err(host(format!("write {}", path.display())))?;
+        done.map_err(unwritten(path))?;
     }
     Ok(if report.is_missed() { ExitStatus::Error } else { ExitStatus::Success })
 }
 
 fn create(path: &Path) -> Result<(BufWriter<File>, &Path), BenchError> {
-    let file = File::create(path).map_err(host(format!("write {}", path.display())))?;
+    let file = File::create(path).map_err(unwritten(path))?;
     Ok((BufWriter::new(file), path))
+}
+
+fn unwritten(path: &Path) -> impl FnOnce(io::Error) -> BenchError {
+    move |why| BenchError::File { path: path.display().to_string(), why }
 }
 
 fn print(text: &[u8]) -> Result<(), BenchError> {

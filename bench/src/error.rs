@@ -27,6 +27,14 @@ pub enum BenchError {
         /// The reason.
         why: String,
     },
+    /// The result cannot be kept where it was wanted.
+    #[error("the result cannot be written to {path}: {why}")]
+    File {
+        /// Where.
+        path: String,
+        /// The operating system's reason.
+        why: std::io::Error,
+    },
     /// Nobody reads the result.
     #[error("the result cannot be written to stdout: {0}")]
     Stdout(std::io::Error),
@@ -39,7 +47,7 @@ impl BenchError {
         match self {
             Self::Usage(_) => ExitStatus::Usage,
             Self::Build(why) => why.exit_status(),
-            Self::Ended(_) | Self::Unlike(_) => ExitStatus::Error,
+            Self::Ended(_) | Self::Unlike(_) | Self::File { .. } => ExitStatus::Error,
             Self::Host { .. } => ExitStatus::HostLacks,
             Self::Stdout(_) => ExitStatus::ConsoleClosed,
         }

@@ -12,7 +12,7 @@ use crate::kernel;
 use crate::signal::{self, Delivery};
 
 /// How long to watch for the peer's progress.
-const WATCH: Duration = Duration::from_micros(300);
+const WATCH: Duration = Duration::from_millis(2);
 /// How long an answer may take before the initiator gives its cpu away between looks.
 const SPIN: Duration = Duration::from_micros(50);
 
