@@ -355,10 +355,10 @@ impl Seat {
         }
     }
 
-    /// The number of the trip that begins: the next odd one. A trip whose guard was
+    /// E0: the number of the trip that begins, the next odd one. A trip whose guard was
     /// forgotten ends here at the latest, because its thread is here.
     fn next_trip(&self) -> u64 {
-        (self.trips.load(Ordering::Relaxed) + 1) | 1
+        if taken(Step::E0) { (self.trips.load(Ordering::Relaxed) + 1) | 1 } else { 1 }
     }
 
     /// L2 and L3.

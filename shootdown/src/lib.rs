@@ -39,3 +39,8 @@ pub mod tally;
 pub use domain::{Domain, Generation, InGuest, Left, SeatCount, SeatId, Ticket, Whom};
 pub use overdue::Overdue;
 pub use tally::{Quantiles, Tally};
+
+/// The README's example, so that it stays true.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -24,6 +24,7 @@ use Broken::{Missing, Relaxed};
 
 /// Every mutant: its name, the step, what happens to it.
 const TABLE: &[(&str, Step, Broken)] = &[
+    ("E0-missing", Step::E0, Missing),
     ("E1-relaxed", Step::E1, Relaxed),
     ("E1-missing", Step::E1, Missing),
     ("E2-missing", Step::E2, Missing),

@@ -14,6 +14,8 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 /// A lettered step of the dances in `domain.rs` and `kick.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
+    /// Domain: the trip gets a number of its own.
+    E0,
     /// Domain: the vcpu says that it goes in.
     E1,
     /// Domain: fence between E1 and E3.

@@ -33,7 +33,8 @@ const CLAIMS: [&str; 18] = [
 ];
 
 /// Every mutant and, by claim, whether that notices: `x` yes, `.` no.
-const MUTANTS: [(&str, &str); 29] = [
+const MUTANTS: [(&str, &str); 30] = [
+    ("E0-missing", "........xx.x....xx"),
     ("E1-relaxed", ".....x.....x......"),
     ("E1-missing", "xxxxxxx..........."),
     ("E2-missing", "xxxxxxx..........."),
