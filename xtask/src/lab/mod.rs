@@ -16,7 +16,7 @@ pub(crate) mod run;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::apt;
@@ -28,7 +28,7 @@ use crate::ours;
 use crate::process::say;
 use crate::terminal::RawTerminal;
 use image::Image;
-use run::{Ended, Life, Stream};
+use run::{Ended, Life, Stream, remove_leftovers};
 
 /// What `--help` says.
 pub(crate) const HELP: &str = "\
@@ -266,8 +266,8 @@ impl Root {
     fn new(cache: &Cache) -> Outcome<Self> {
         let folder = cache.path("lab");
         fs::create_dir_all(&folder).map_err(about("create", &folder))?;
-        remove_leftovers(&folder);
-        let path = folder.join(format!("root-{}.cpio", std::process::id()));
+        remove_leftovers(&folder, "root-");
+        let path = folder.join(format!("root-{}", std::process::id()));
         Ok(Self { path })
     }
 }
@@ -276,19 +276,6 @@ impl Drop for Root {
     fn drop(&mut self) {
         // What stays is removed by the next lab.
         let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Removes the roots of labs whose process was killed before it could.
-fn remove_leftovers(folder: &Path) {
-    for item in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = item.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix("root-").and_then(|rest| rest.strip_suffix(".cpio"));
-        if let Some(owner) = owner
-            && !Path::new("/proc").join(owner).exists()
-        {
-            let _ = fs::remove_file(item.path()); // Somebody else was faster.
-        }
     }
 }
 

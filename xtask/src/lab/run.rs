@@ -5,8 +5,9 @@
 //! events; the caller's thread takes them in order, until the script is done, the
 //! time is up, or QEMU is gone without having said how the script ended.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -212,8 +213,11 @@ struct Place {
 
 impl Place {
     fn new() -> Outcome<Self> {
-        let folder = std::env::temp_dir().join(format!("skep-lab-{}", std::process::id()));
-        fs::create_dir_all(&folder).map_err(about("create", &folder))?;
+        let shared = std::env::temp_dir();
+        remove_leftovers(&shared, PLACE);
+        let folder = shared.join(format!("{PLACE}{}", std::process::id()));
+        // Ours alone: everybody may write into the directory it is in.
+        DirBuilder::new().mode(0o700).create(&folder).map_err(about("create", &folder))?;
         Ok(Self { folder })
     }
 
@@ -235,6 +239,25 @@ impl Place {
             .collect();
         let words = format!("{}\n{}", cause(&read("log")), last_lines(&qemu, 5));
         words.trim().to_owned()
+    }
+}
+
+/// What the name of a [`Place`] begins with; our process id follows.
+const PLACE: &str = "skep-lab-";
+
+/// Removes from `folder` what is named `PREFIX` and the id of a process that was
+/// killed before it could do so itself.
+pub(super) fn remove_leftovers(folder: &Path, prefix: &str) {
+    for item in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = item.file_name().to_string_lossy().into_owned();
+        let Some(owner) = name.strip_prefix(prefix) else {
+            continue;
+        };
+        if owner.parse::<u32>().is_ok() && !Path::new("/proc").join(owner).exists() {
+            // Somebody else may be faster, or it may be somebody else's.
+            let _ = fs::remove_file(item.path());
+            let _ = fs::remove_dir_all(item.path());
+        }
     }
 }
 
@@ -379,6 +402,21 @@ mod tests {
             shown,
             ["Ready", "Status(3)", "File(\"/tmp/a b\", [10, 49, 10, 50, 51])", "Done"]
         );
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_removed_and_what_a_living_one_has_is_kept() {
+        let folder = std::env::temp_dir().join(format!("skep-leftovers-{}", std::process::id()));
+        let own = folder.join(format!("lab-{}", std::process::id()));
+        let dead = folder.join(format!("lab-{}", u32::MAX));
+        let other = folder.join("lab-book");
+        for item in [&own, &dead, &other] {
+            fs::create_dir_all(item).unwrap();
+        }
+        remove_leftovers(&folder, "lab-");
+        let left = (own.exists(), dead.exists(), other.exists());
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(left, (true, false, true));
     }
 
     #[test]
