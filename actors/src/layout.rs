@@ -192,7 +192,7 @@ mod tests {
     fn impossible_totals_are_refused() {
         assert_eq!(MemoryLayout::split(0, LOWMEM_LIMIT, 48), Err(BadLayout::Zero));
         assert_eq!(MemoryLayout::split(4097, LOWMEM_LIMIT, 48), Err(BadLayout::NotPages(4097)));
-        for total in [1 << 48, u64::MAX & !4095] {
+        for total in [1 << 48, !4095] {
             let refused = MemoryLayout::split(total, LOWMEM_LIMIT, 48);
             assert_eq!(refused, Err(BadLayout::TooWide { bytes: total, bits: 48 }));
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use actors::ask::{self, NoAnswer};
 use actors::contract::boot::MemoryPort;
-use actors::contract::space::{RaiseTimes, SpaceError, SpaceRequest, SpaceTally};
+use actors::contract::space::{FaultService, RaiseTimes, SpaceError, SpaceRequest, SpaceTally};
 use actors::contract::vcpu::Break;
 use actors::doorbell::Doorbell;
 use actors::pulse::Pulse;
@@ -139,6 +139,21 @@ impl SpaceHandle {
     /// [`SpaceError::Dead`].
     pub fn raise(&self) -> Result<RaiseTimes, SpaceError> {
         self.ask(|reply| SpaceRequest::Raise { reply })
+    }
+
+    /// Holds faults open, for tests of the protocol.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Dead`].
+    pub fn set_fault_service(&self, when: FaultService) -> Result<(), SpaceError> {
+        self.tell(SpaceRequest::SetFaultService(when))
+    }
+
+    /// Whether a fault waits to be served.
+    #[must_use]
+    pub fn fault_is_waiting(&self) -> bool {
+        self.userfault.has_fault()
     }
 
     /// What the actor counted so far.

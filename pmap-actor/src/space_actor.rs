@@ -32,7 +32,8 @@ use std::time::{Duration, Instant};
 
 use actors::contract::guest::{GuestFault, TellMachine, Tidings};
 use actors::contract::space::{
-    FaultTally, RaiseTimes, Reply, ShootdownTally, SpaceError, SpaceRequest, SpaceTally,
+    FaultService, FaultTally, RaiseTimes, Reply, ShootdownTally, SpaceError, SpaceRequest,
+    SpaceTally,
 };
 use actors::doorbell::Doorbell;
 use actors::pulse::Pulse;
@@ -55,6 +56,9 @@ use crate::vmspace::{Removed, Unserved, VmSpace};
 /// How long to spin for acknowledgements before sleeping. A kick that finds its vcpu
 /// running is acknowledged in about 30 us; past 50 us the vcpu is not on a cpu.
 const SPIN_FOR_TICKET: Duration = Duration::from_micros(50);
+
+/// Looks at a ticket between two looks for faults, while spinning.
+const LOOKS_PER_TURN: u32 = 8;
 
 /// How long a vcpu may take to leave the guest before the machine is told.
 const OVERDUE: Duration = Duration::from_secs(5);
@@ -153,6 +157,7 @@ pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Joined), StartError> {
         set_aside: None,
         counted: Counted::default(),
         last_fault: Instant::now(),
+        fault_service: FaultService::default(),
         retired: false,
         config,
     };
@@ -226,6 +231,7 @@ struct SpaceActor {
     set_aside: Option<SpaceRequest>,
     counted: Counted,
     last_fault: Instant,
+    fault_service: FaultService,
     retired: bool,
     config: SpaceConfig,
 }
@@ -234,7 +240,7 @@ impl SpaceActor {
     fn run(mut self) {
         while !self.retired {
             self.pulse.beat();
-            let mut did = self.serve_faults();
+            let mut did = self.serves_faults() && self.serve_faults();
             did |= self.finish_shootdown();
             if self.on_its_way.is_none() {
                 did |= self.serve_request();
@@ -248,11 +254,17 @@ impl SpaceActor {
     // ---- waiting -------------------------------------------------------------------------
 
     fn wait(&mut self) {
-        let timeout = match &self.on_its_way {
+        let timeout = match &mut self.on_its_way {
             Some(shootdown) => {
                 let age = shootdown.raised_at.elapsed();
                 if age < SPIN_FOR_TICKET {
-                    std::hint::spin_loop();
+                    // Several looks for each look at the userfaultfd, which is a system call.
+                    for _ in 0..LOOKS_PER_TURN {
+                        if shootdown.is_over(&self.config.domain) {
+                            break;
+                        }
+                        std::hint::spin_loop();
+                    }
                     return;
                 }
                 OVERDUE.saturating_sub(age).max(Duration::from_millis(1))
@@ -265,6 +277,7 @@ impl SpaceActor {
         };
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(-1);
         self.pulse.rest();
+        let serves_faults = self.serves_faults();
         let (mailbox, domain) = (&self.mailbox, &self.config.domain);
         // While a shootdown is on its way mail does not count; its end does.
         let shootdown = &mut self.on_its_way;
@@ -272,7 +285,9 @@ impl SpaceActor {
             Some(shootdown) => shootdown.is_over(domain),
             None => !mailbox.is_empty(),
         };
-        let events = self.bell.sleep([self.userfault.as_raw_fd()], timeout, ready);
+        // Poll passes over a negative descriptor.
+        let faults = if serves_faults { self.userfault.as_raw_fd() } else { -1 };
+        let events = self.bell.sleep([faults], timeout, ready);
         if events[0] & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0 {
             self.host_failed("wait for faults", &io::Error::other("userfaultfd was closed"));
         }
@@ -284,6 +299,15 @@ impl SpaceActor {
     }
 
     // ---- faults --------------------------------------------------------------------------
+
+    /// Always, save in tests that hold a fault open.
+    fn serves_faults(&self) -> bool {
+        match self.fault_service {
+            FaultService::Prompt => true,
+            FaultService::OnlyDuringShootdowns => self.on_its_way.is_some(),
+            FaultService::Never => false,
+        }
+    }
 
     fn serve_faults(&mut self) -> bool {
         let nothing = Fault { address: 0, is_write: false, is_write_protect: false, thread: 0 };
@@ -389,6 +413,8 @@ impl SpaceActor {
             waiting,
             reported_overdue: false,
         });
+        // Nobody in the guest, nobody to wait for: it is over before it began.
+        self.finish_shootdown();
     }
 
     fn finish_shootdown(&mut self) -> bool {
@@ -468,6 +494,7 @@ impl SpaceActor {
                 answer(reply, Ok(self.space.tables().chain(at)));
             }
             SpaceRequest::Count { reply } => drop(reply.send(self.tally())),
+            SpaceRequest::SetFaultService(when) => self.fault_service = when,
             SpaceRequest::Break(how) => how.happen(),
             SpaceRequest::Retire => self.retired = true,
         }

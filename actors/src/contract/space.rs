@@ -135,10 +135,24 @@ pub enum SpaceRequest {
         /// Answer.
         reply: oneshot::Sender<SpaceTally>,
     },
+    /// For tests of the protocol: hold faults open.
+    SetFaultService(FaultService),
     /// For tests of the supervision.
     Break(Break),
     /// "Close the fault channel and end."
     Retire,
+}
+
+/// When the pmap serves faults: always, save in tests that hold one open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultService {
+    /// As they come.
+    #[default]
+    Prompt,
+    /// Only while a shootdown waits for vcpus: what the protocol cannot do without.
+    OnlyDuringShootdowns,
+    /// Not at all.
+    Never,
 }
 
 /// What one generation-only shootdown cost.

@@ -240,6 +240,15 @@ impl Userfault {
         )
     }
 
+    /// Whether a fault waits to be read.
+    #[must_use]
+    pub fn has_fault(&self) -> bool {
+        let mut entry = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one initialised entry that outlives the call.
+        let ready = unsafe { libc::poll(&raw mut entry, 1, 0) };
+        ready == 1 && entry.revents & libc::POLLIN != 0
+    }
+
     /// Takes waiting faults, `faults.len()` at most, without sleeping; returns how many.
     ///
     /// # Errors

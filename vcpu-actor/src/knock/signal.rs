@@ -10,6 +10,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::LazyLock;
 use std::sync::OnceLock;
 
 /// The signal.
@@ -66,10 +67,10 @@ pub(super) fn own_tid() -> i32 {
 /// A thread id that was reused meanwhile belongs to this process all the same, and the handler does
 /// nothing: the worst that happens is one interrupted system call.
 pub(super) fn send(tid: i32) -> bool {
+    // Asked once: it is a system call of its own, and a process keeps its number.
+    static PROCESS: LazyLock<u32> = LazyLock::new(std::process::id);
     // SAFETY: no pointers are involved.
-    let pid = unsafe { libc::getpid() };
-    // SAFETY: no pointers are involved.
-    unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, KICK) == 0 }
+    unsafe { libc::syscall(libc::SYS_tgkill, *PROCESS, tid, KICK) == 0 }
 }
 
 /// Whether the calling thread can be interrupted by the signal.
