@@ -9,7 +9,7 @@
 //!   prompt without a newline appears. It is armed at most once at a time, and not at all
 //!   when nothing is printed.
 //!
-//! When the ring is full the guest is told so ([`Cable::is_ready`]) and the ring remembers
+//! When the ring is full the guest is told so (the line status register) and the ring remembers
 //! that somebody was; the console then says when there is room ([`crate::serial::Serial::room`]).
 
 use std::collections::VecDeque;
