@@ -4,8 +4,8 @@
 //! guest's memory and must not meet another claim. Nothing is written before all claims
 //! stand.
 
+use actors::Gpa;
 use actors::layout::MemoryLayout;
-use actors::{Gpa, PAGE_SIZE};
 
 use crate::low_memory::EXTENDED_MEMORY;
 
@@ -137,7 +137,8 @@ impl Claims {
         let floor = EXTENDED_MEMORY;
         let ceiling = Gpa(ceiling.0.min(self.layout.low().end().0));
         let mut end = ceiling.page().0;
-        // Each turn moves `end` below a claim it has not been below yet.
+        // Each turn moves `end` below a claim it has not been below yet. Both ends are whole
+        // pages, so nobody else is on the pages between them.
         while let Some(start) = end.checked_sub(len).map(|start| Gpa(start).page().0) {
             if start < floor.0 {
                 break;
@@ -145,7 +146,7 @@ impl Claims {
             let in_the_way = self
                 .claims
                 .iter()
-                .filter(|claim| start < page_up(claim.end) && Gpa(claim.start).page().0 < end)
+                .filter(|claim| start < claim.end && Gpa(claim.start).page().0 < end)
                 .map(|claim| Gpa(claim.start).page().0)
                 .min();
             match in_the_way {
@@ -165,13 +166,9 @@ impl Claims {
     }
 }
 
-fn page_up(address: u64) -> u64 {
-    // Claims lie in memory, which ends far below 2^64.
-    address.saturating_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1)
-}
-
 #[cfg(test)]
 mod tests {
+    use actors::PAGE_SIZE;
     use actors::layout::LOWMEM_LIMIT;
 
     use super::*;

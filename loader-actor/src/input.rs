@@ -322,3 +322,56 @@ impl ReadVolatile for Pinned<'_> {
         Ok(done)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(bytes: &[u8]) -> Input {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        Input::open(Role::Kernel, file.path()).unwrap()
+    }
+
+    #[test]
+    fn a_reader_ends_where_it_was_told_to() {
+        let input = input(b"kernel and signature");
+        let mut reader = input.reader(6, &Pulse::default());
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"kernel");
+        assert_eq!(reader.seek(SeekFrom::End(-2)).unwrap(), 4);
+        assert_eq!(reader.read(&mut [0; 9]).unwrap(), 2);
+        assert_eq!(reader.seek(SeekFrom::End(1000)).unwrap(), 1006);
+        assert_eq!(reader.read(&mut [0; 9]).unwrap(), 0);
+        assert!(reader.seek(SeekFrom::Current(-1007)).is_err());
+    }
+
+    #[test]
+    fn pinned_bytes_are_read_from_their_pins_wherever_one_begins_to_read() {
+        let input = input(b"0123456789");
+        let pins = [(2, b"ab"), (3, b"xy"), (7, b"cd")];
+        for from in 0..10 {
+            let mut reader = input.reader(10, &Pulse::default());
+            for (offset, bytes) in pins {
+                reader.pin(Pin { offset, bytes: bytes.to_vec() });
+            }
+            reader.seek(SeekFrom::Start(from)).unwrap();
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).unwrap();
+            // The first pin wins where two overlap.
+            let expected = &b"01aby56cd9"[usize::try_from(from).unwrap()..];
+            assert_eq!(bytes, expected, "from {from}");
+        }
+    }
+
+    #[test]
+    fn every_piece_is_a_sign_of_life() {
+        let input = input(b"0123456789");
+        let pulse = Pulse::default();
+        let mut reader = input.reader(10, &pulse);
+        let before = pulse.look();
+        reader.read_exact(&mut [0; 10]).unwrap();
+        assert_ne!(pulse.look(), before);
+    }
+}

@@ -105,12 +105,14 @@ fn work(jobs: &Receiver<Job>, layout: MemoryLayout, port: &dyn MemoryPort, pulse
         pulse.beat();
         match job {
             Job::Load { load, reply } => {
+                let answer = place_alive(&load, layout, port, pulse);
+                // Before the answer: whoever has it finds a loader at rest.
+                pulse.rest();
                 // Whoever asked may have gone: then nobody wants to know.
-                drop(reply.send(place_alive(&load, layout, port, pulse)));
+                drop(reply.send(answer));
             }
             Job::Break(how) => how.happen(),
         }
-        pulse.rest();
     }
 }
 

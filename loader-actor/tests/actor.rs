@@ -43,6 +43,7 @@ fn a_guest_is_loaded_and_a_bad_one_is_refused_by_the_same_loader() {
         let (loader, joined) = loader_actor::start(memory.layout(), memory.clone(), tell).unwrap();
         let bad = loader.load(load_of(&files.path("none"))).await;
         let good = loader.clone().load(kernel(&files)).await;
+        assert!(!loader.pulse().look().is_busy(), "done, and at rest");
         loader.retire().await;
         assert_eq!(loader.load(kernel(&files)).await, Err(LoadError::Gone("has ended")));
         joined.join();

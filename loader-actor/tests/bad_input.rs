@@ -183,6 +183,11 @@ fn a_bzimage_that_wants_memory_that_is_not_there_is_refused() {
     );
     assert!(bzimage_with(0x260, 0x3f0_0000u32.to_le_bytes()).contains("lies outside"));
     assert!(bzimage_with(0x258, [0xff; 8]).contains("wraps around the address space"));
+    // It is at least as long as its file, whatever it says.
+    let mut modest = bzimage(&payload());
+    put(&mut modest, 0x258, (64 * MIB - 0x1000).to_le_bytes());
+    put(&mut modest, 0x260, 0u32.to_le_bytes());
+    assert!(refusal_of("vmlinuz", &modest).contains("[0x3fff000, 0x4002000) lies outside"));
     assert_eq!(
         bzimage_with(0x258, 0u64.to_le_bytes()),
         "the kernel [0x0, 0x100000) overlaps the firmware's area [0x9fc00, 0x100000)"

@@ -7,7 +7,10 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use actors::contract::boot::MemoryPort;
-use common::{CODE, Files, MIB, bzimage, load_of, odd, payload, put, pvh_elf};
+use common::{
+    CODE, Files, Header, LOAD, MIB, NOTE, bzimage, elf, load_of, odd, payload, put, pvh_elf,
+    pvh_note,
+};
 use loader_actor::{InputError, LoadError, Role, place};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -37,6 +40,26 @@ fn the_headers_that_were_checked_are_the_headers_that_are_followed() {
     place(&load_of(&path), port.memory.layout(), port.as_ref()).unwrap();
     assert_code_is_at(port.as_ref(), MIB, CODE);
     assert_code_is_at(port.as_ref(), 32 * MIB, &[0; 64]);
+}
+
+#[test]
+fn a_segment_that_contains_its_own_headers_is_copied_as_it_was_checked() {
+    let files = Files::new();
+    let note = pvh_note(0x10_0100);
+    let len = 0x200 + note.len() as u64;
+    let headers = [
+        Header { kind: LOAD, offset: 0, at: MIB, file_len: len, memory_len: len },
+        Header { kind: NOTE, offset: 0x200, at: 0, file_len: note.len() as u64, memory_len: 0 },
+    ];
+    let image = elf(0, &headers, &[(0x100, b"code"), (0x200, &note)]);
+    let path = files.with("vmlinux", &image);
+    let changed = path.clone();
+    let port = odd(move || overwrite(&changed, 0x1f0, &[0xee; 0x20]));
+    place(&load_of(&path), port.memory.layout(), port.as_ref()).unwrap();
+    assert_code_is_at(port.as_ref(), MIB, &image[..0x1f0]);
+    // Between header and note there was nothing to check: that is as it is now.
+    assert_code_is_at(port.as_ref(), MIB + 0x1f0, &[0xee; 0x10]);
+    assert_code_is_at(port.as_ref(), MIB + 0x200, &note);
 }
 
 #[test]

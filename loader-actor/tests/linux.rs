@@ -5,8 +5,8 @@ mod common;
 use actors::contract::boot::{EntryMode, EntryState};
 use actors::{Gpa, Gva, platform};
 use common::{
-    CODE, Files, Header, LOAD, MIB, TestMemory, bzimage, cpio, elf, load_of, pages, payload,
-    pvh_elf,
+    CODE, Files, Header, LOAD, MIB, NOTE, TestMemory, bzimage, cpio, elf, load_of, pages, payload,
+    pvh_elf, pvh_note,
 };
 
 const ZERO_PAGE: u64 = 0x7000;
@@ -186,4 +186,33 @@ fn an_archive_of_many_files_is_accepted_and_so_is_whatever_follows_its_trailer()
     let archive = [many, cpio("last", &[1; 20_000]), b"\x1f\x8b another one".to_vec()].concat();
     load.initrd = Some(files.with("initrd", &archive));
     TestMemory::of(64 * MIB).place(&load).unwrap();
+}
+
+#[test]
+fn the_pvh_entry_is_found_among_other_notes_and_only_if_it_is_xens() {
+    let (files, memory) = (Files::new(), TestMemory::of(64 * MIB));
+    let mut stranger = pvh_note(0xdead);
+    stranger[12..16].copy_from_slice(b"Yen\0");
+    // A note whose name and contents are both padded: "GNUx" of five bytes, three of contents.
+    let mut odd = Vec::new();
+    [5u32, 3, 1].iter().for_each(|number| odd.extend(number.to_le_bytes()));
+    odd.extend(b"GNUx\0\0\0\0abc\0");
+    let notes = [stranger, odd, pvh_note(0x10_0002)].concat();
+    let headers = [
+        Header { kind: LOAD, offset: 0x1000, at: MIB, file_len: 16, memory_len: 16 },
+        Header { kind: NOTE, offset: 0x200, at: 0, file_len: notes.len() as u64, memory_len: 0 },
+    ];
+    let image = elf(0, &headers, &[(0x200, &notes), (0x1000, CODE)]);
+    let loaded = memory.place(&load_of(&files.with("vmlinux", &image))).unwrap();
+    assert_eq!((loaded.format, loaded.entry.rip), ("PVH ELF", Gva(0x10_0002)));
+}
+
+#[test]
+fn no_setup_sectors_mean_four() {
+    let (files, memory) = (Files::new(), TestMemory::of(64 * MIB));
+    let mut image = bzimage(&payload());
+    image[0x1f1] = 0;
+    image.splice(1024..1024, [0; 3 * 512]);
+    memory.place(&load_of(&files.with("vmlinuz", &image))).unwrap();
+    assert_eq!(memory.long_bytes(2 * MIB, payload().len()), payload());
 }
