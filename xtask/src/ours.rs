@@ -33,7 +33,11 @@ pub(crate) fn build_skep() -> Outcome<PathBuf> {
 }
 
 /// Cargo's target directory: we are in `TARGET/PROFILE/`.
-fn target() -> Outcome<PathBuf> {
+///
+/// # Errors
+///
+/// As [`ourselves`].
+pub(crate) fn target() -> Outcome<PathBuf> {
     let ourselves = ourselves()?;
     ourselves
         .parent()

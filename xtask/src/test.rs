@@ -64,7 +64,7 @@ pub(crate) fn main(arguments: &[OsString]) -> Outcome<u8> {
 }
 
 fn run_all(with_lab: bool, score: &mut Score) -> Outcome {
-    let logs = ours::root().join("target/xtask-test");
+    let logs = ours::target()?.join("xtask-test");
     fs::create_dir_all(&logs).map_err(about("create", &logs))?;
     for (name, arguments) in STEPS {
         let counted = step(name, || run_cargo(name, arguments, &logs))?;
