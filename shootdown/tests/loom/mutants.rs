@@ -118,8 +118,8 @@ fn every_line_and_every_duty_has_a_mutant() {
     assert_eq!(known, listed);
 }
 
-/// Tries the first claim of each row. With `SKEP_MATRIX` set, all of them, which takes half an
-/// hour, and prints the rows.
+/// Tries the first claim of each row. With `SKEP_MATRIX` set, all of them, which takes 10 to 18
+/// minutes on a busy machine, and prints the rows.
 #[test]
 fn every_mutant_is_noticed() {
     let all = std::env::var_os("SKEP_MATRIX").is_some();
