@@ -8,6 +8,7 @@
 mod cpuid;
 mod exit;
 mod regs;
+mod routing;
 mod run_area;
 pub mod system;
 pub mod vcpu;

@@ -175,7 +175,7 @@ pub struct KvmSystem {
 }
 
 /// What no guest can do without, in words.
-const NEEDED: [(Cap, &str); 10] = [
+const NEEDED: [(Cap, &str); 11] = [
     (Cap::Irqchip, "in-kernel interrupt controllers"),
     (Cap::UserMemory, "memory slots"),
     (Cap::SetTssAddr, "a settable task-state address"),
@@ -183,6 +183,7 @@ const NEEDED: [(Cap, &str); 10] = [
     (Cap::ExtCpuid, "settable processor features"),
     (Cap::MpState, "processor states"),
     (Cap::Irqfd, "interrupts by file descriptor"),
+    (Cap::IrqRouting, "settable interrupt routing"),
     (Cap::Pit2, "an in-kernel interval timer"),
     (Cap::ImmediateExit, "immediate exits"),
     (Cap::SyncMmu, "memory that follows the host's mapping"),

@@ -14,6 +14,7 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::cpuid::{self, Place};
+use super::routing::{self, IOAPIC_PINS};
 use super::system::{KvmError, KvmSystem, refused};
 use super::vcpu::KvmVcpu;
 
@@ -22,9 +23,6 @@ use super::vcpu::KvmVcpu;
 const TASK_STATE_ADDRESS: usize = 0xfffb_d000;
 /// Where it keeps one more, just below.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
-
-/// Pins of the kernel's I/O APIC.
-const IOAPIC_PINS: u32 = 24;
 
 /// What a halted vcpu does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +80,8 @@ impl KvmVm {
             .map_err(refused("place its identity map"))?;
         vm.set_tss_address(TASK_STATE_ADDRESS).map_err(refused("place its task state"))?;
         vm.create_irq_chip().map_err(refused("create interrupt controllers"))?;
+        vm.set_gsi_routing(&routing::table())
+            .map_err(refused("lead interrupt lines to their pins"))?;
         let timer = kvm_pit_config {
             // Port 0x61, which belongs to the timer's third channel.
             flags: KVM_PIT_SPEAKER_DUMMY,
