@@ -10,7 +10,8 @@ fn broken(actor: &str, how: &str, status: i32) {
     let Some(_cpus) = kvm() else { return };
     let trace = scratch(&format!("{actor}-{how}.jsonl"));
     let ran = skep(&format!(
-        "run -c 4 --guest storm --trace {trace} --test-switch {actor}-{how} --timeout 300"
+        "run -c 4 --guest storm --storm-invalidations 1000000000 --trace {trace} \
+         --test-switch {actor}-{how} --timeout 300"
     ));
     assert_eq!(ran.status, status, "{}", ran.stderr);
     let name = actor.replace("vcpu", "vcpu ");
