@@ -37,20 +37,24 @@ impl Wake for Unpark {
 ///
 /// [`NoAnswer`].
 pub fn wait<T>(answer: oneshot::Receiver<T>, deadline: Duration) -> Result<T, NoAnswer> {
-    let until = Instant::now() + deadline;
+    match until(Instant::now() + deadline, answer) {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(_)) => Err(NoAnswer::Gone),
+        None => Err(NoAnswer::TooLate),
+    }
+}
+
+/// Runs `future` on the calling thread until it is ready or the `deadline` passes (`None`).
+pub fn until<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);
-    let mut answer = pin!(answer);
+    let mut future = pin!(future);
     loop {
-        match answer.as_mut().poll(&mut context) {
-            Poll::Ready(Ok(value)) => return Ok(value),
-            Poll::Ready(Err(_)) => return Err(NoAnswer::Gone),
-            Poll::Pending => {}
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return Some(output);
         }
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(NoAnswer::TooLate);
-        }
+        let left = deadline.checked_duration_since(Instant::now())?;
+        // A needless unpark only costs one more look.
         std::thread::park_timeout(left);
     }
 }

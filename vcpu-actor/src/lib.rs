@@ -41,7 +41,6 @@ mod serve;
 mod state;
 mod thread;
 mod together;
-mod wait;
 
 pub use handle::{OrderError, VcpuHandle};
 pub use knock::{ExitFlag, KickKind, Knocker, SignalError};

@@ -11,8 +11,8 @@ use actors::VcpuId;
 use actors::contract::vcpu::Parked;
 use tokio::sync::oneshot;
 
-use crate::wait::until;
 use crate::{OrderError, VcpuHandle};
+use actors::ask::until;
 
 /// Everybody has been told to come out; not everybody has.
 #[derive(Debug)]
