@@ -20,9 +20,9 @@ use tokio::sync::oneshot;
 use vcpu_actor::VcpuHandle;
 
 use crate::build::{self, BuildError};
-use crate::outcome::Outcome;
+use crate::outcome::{ExitStatus, Outcome};
 use crate::report::{Report, VcpuReport};
-use crate::spec::MachineSpec;
+use crate::spec::{ConsoleKind, MachineSpec};
 use crate::supervisor::{
     Answer, BreakLoader, BreakMachine, End, MachineActor, MachineError, Pause, Resume, Start, TICK,
 };
@@ -242,6 +242,14 @@ impl Machine {
         let space = self.end_threads(&outcome);
         let farewell = self.console.take().map(|console| console.finish(CONSOLE_PATIENCE));
         let farewell = farewell.unwrap_or_default();
+        // A guest may be gone before anybody notices that nobody reads what it printed. Where
+        // the console is a user's, output that was thrown away is not success.
+        let is_users = self.spec.console == ConsoleKind::Terminal;
+        let lost_its_reader = is_users && farewell.output.discarded > 0;
+        let outcome = match outcome.exit_status() {
+            ExitStatus::Success if lost_its_reader => Outcome::ConsoleClosed,
+            _ => outcome,
+        };
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let flushes = self.domain.counts();
         let vcpu = self.vcpus.iter().zip(flushes).map(|(vcpu, flushes)| VcpuReport {
