@@ -79,6 +79,9 @@ pub(crate) fn main(arguments: &[OsString]) -> Outcome<u8> {
         inside.push(argument.to_string_lossy().into_owned());
     }
     let mut lab = Lab::new(shell_line(&inside));
+    // A monitor with two vcpus is compared on two processors; rounds in which the peer dies of
+    // that are taken again.
+    lab.smp = 2;
     lab.files.push((ours::ourselves()?, program));
     lab.with.qemu = true;
     lab.limit = ROUND_LIMIT * plan.rounds;

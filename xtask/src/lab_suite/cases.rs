@@ -68,7 +68,7 @@ pub(super) fn all() -> Vec<Case> {
 fn built_in() -> Vec<Case> {
     let mut cases = vec![
         guest("hello", 1).case("the built-in guest hello"),
-        guest("smp", 4).case("the built-in guest smp, four vcpus on two processors"),
+        guest("smp", 4).case("the built-in guest smp, four vcpus"),
     ];
     for whom in ["auto", "broadcast", "kernel"] {
         let proof = match whom {
