@@ -8,6 +8,7 @@ use std::time::Duration;
 use actors::contract::boot::BootSource;
 use actors::layout::parse_memory_size;
 use loader_actor::guests;
+use machine::host::meminfo;
 use machine::spec::block_signals;
 use skep::{ConsoleKind, ExitStatus, Machine, MachineSpec, Report, ShootdownMode};
 use tracing_subscriber::EnvFilter;
@@ -102,10 +103,7 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
 
 /// More memory than the host has is allowed, because it is paged on demand; one line says so.
 fn warn_about_memory(spec: &MachineSpec) {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kilobytes = total.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    if let Some(bytes) = kilobytes.map(|kilobytes| kilobytes * 1024)
+    if let Some(bytes) = meminfo("MemTotal").map(|kilobytes| kilobytes * 1024)
         && spec.memory_bytes > bytes
     {
         say(format_args!(

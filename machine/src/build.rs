@@ -36,6 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 use vcpu_actor::engine::kvm::{Halts, KvmError, KvmSystem, KvmVm};
 use vcpu_actor::{KickKind, VcpuConfig, VcpuHandle, pause_all};
 
+use crate::host::meminfo;
 use crate::machine::{Machine, TheEnd};
 use crate::outcome::ExitStatus;
 use crate::phase::Phase;
@@ -271,11 +272,9 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
 
 /// Wiring takes memory at once; better an error now than the out-of-memory killer later.
 fn must_be_available(wanted: u64) -> Result<(), BuildError> {
-    let text = std::fs::read_to_string("/proc/meminfo").map_err(host("read /proc/meminfo"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    let available =
-        kilobytes.ok_or("it names no MemAvailable").map_err(host("read /proc/meminfo"))?;
+    let available = meminfo("MemAvailable")
+        .ok_or("it names no MemAvailable")
+        .map_err(host("read /proc/meminfo"))?;
     let available = available.saturating_mul(1024);
     if wanted > available {
         return Err(BuildError::NotEnoughToWire { wanted, available });

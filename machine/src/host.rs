@@ -105,14 +105,16 @@ fn cpus() -> Finding {
     Finding::works("cpus", detail).optional()
 }
 
-fn kilobytes(field: &str) -> Option<u64> {
+/// The number in a field of `/proc/meminfo`: kB, for what is a size.
+#[must_use]
+pub fn meminfo(field: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 fn memory() -> Finding {
-    let (total, available) = (kilobytes("MemTotal"), kilobytes("MemAvailable"));
+    let (total, available) = (meminfo("MemTotal"), meminfo("MemAvailable"));
     let detail = match (total, available) {
         (Some(total), Some(available)) => format!(
             "{} MiB, {} MiB available: guests may be given more, and may touch this much",
@@ -150,7 +152,7 @@ fn shared_huge_pages() -> Finding {
 }
 
 fn reserved_huge_pages() -> Finding {
-    let count = kilobytes("HugePages_Total").unwrap_or(0);
+    let count = meminfo("HugePages_Total").unwrap_or(0);
     Finding::works("reserved huge pages", format!("{count}; not used yet")).optional()
 }
 
