@@ -219,6 +219,33 @@ bitflags::bitflags! {
     }
 }
 
+/// What an access does with what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Loads.
+    Read,
+    /// Stores, or loads and stores.
+    Write,
+    /// Fetches an instruction.
+    Execute,
+}
+
+impl Access {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Execute];
+
+    /// The right it needs.
+    #[must_use]
+    pub const fn needs(self) -> Protection {
+        match self {
+            Self::Read => Protection::READ,
+            Self::Write => Protection::WRITE,
+            Self::Execute => Protection::EXECUTE,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,5 +27,5 @@ pub mod platform;
 pub mod pulse;
 pub mod threads;
 
-pub use addr::{Gpa, GpaRange, Gva, PAGE_SIZE, PageSize, Protection};
+pub use addr::{Access, Gpa, GpaRange, Gva, PAGE_SIZE, PageSize, Protection};
 pub use id::{ActorName, VcpuId};

@@ -1,17 +1,21 @@
-//! Keeping the host mapping that KVM follows in step with our tables.
+//! Keeping an engine's second copy of our tables, if it has one, in step with them.
 //!
-//! KVM has its own hidden tables inside the host kernel and fills them from the host
+//! **KVM** has its own hidden tables inside the host kernel and fills them from the host
 //! mapping of its memory slots. So every change of what the guest may do with a page is
 //! applied to that mapping: not present, read-only, writable. The pmap decides, the
 //! mirror obeys, and the host kernel has flushed KVM's tables before a call here returns.
+//!
+//! The **software engine** has no copy: it walks our tables and reaches memory through the
+//! backing view. So its mirror does nothing but make sure that the memory is there.
 
 use std::io;
 use std::sync::Arc;
 
-use actors::GpaRange;
+use actors::{Access, GpaRange};
 
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::{Installed, Userfault};
+use crate::vmspace::Served;
 
 /// An engine's second copy of our tables.
 pub trait Mirror {
@@ -71,6 +75,14 @@ pub trait Mirror {
     ///
     /// The host's refusal.
     fn wake(&mut self, range: GpaRange) -> io::Result<()>;
+
+    /// Makes `access` to one page possible that our tables have a leaf for, where this copy
+    /// lags behind them, and lets whoever waits for it go on; says what was missing.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn mend(&mut self, page: GpaRange, access: Access, may_write: bool) -> io::Result<Served>;
 }
 
 /// The guest view of the memfd, which KVM's memory slots point at.
@@ -137,5 +149,79 @@ impl Mirror for KvmMirror {
 
     fn wake(&mut self, range: GpaRange) -> io::Result<()> {
         self.userfault.wake(self.address(range), range.len())
+    }
+    /// The host may drop any mapping that is not locked (it swaps the page out), and maps it
+    /// again only through us.
+    fn mend(&mut self, page: GpaRange, access: Access, may_write: bool) -> io::Result<Served> {
+        loop {
+            match self.map_existing(page, may_write)? {
+                Installed::Bytes(_) => return Ok(Served::MappedExisting(1)),
+                Installed::AlreadyThere => break,
+                Installed::Busy => {}
+            }
+        }
+        if access == Access::Write {
+            self.set_writable(page, true)?;
+            return Ok(Served::WriteUnprotected);
+        }
+        self.wake(page)?;
+        Ok(Served::AlreadyThere)
+    }
+}
+
+/// Beside an engine that walks our tables: nothing to keep in step, and nobody who sleeps in
+/// the host.
+#[derive(Debug)]
+pub struct SoftMirror {
+    memory: Arc<GuestMemory>,
+}
+
+impl SoftMirror {
+    /// For an engine that reaches `memory` through the backing view.
+    #[must_use]
+    pub fn new(memory: Arc<GuestMemory>) -> Self {
+        Self { memory }
+    }
+}
+
+impl Mirror for SoftMirror {
+    /// Pages that are not in the object are zeroes by construction. They are made here all
+    /// the same: a host without memory then refuses with an error, where the engine's touch
+    /// would end the process; and one call costs less than a host fault for each page.
+    fn map_zeroed(&mut self, range: GpaRange) -> io::Result<Installed> {
+        self.memory.populate_backing(range)?;
+        Ok(Installed::Bytes(range.len()))
+    }
+
+    fn map_existing(&mut self, range: GpaRange, _writable: bool) -> io::Result<Installed> {
+        Ok(Installed::Bytes(range.len()))
+    }
+
+    fn set_writable(&mut self, _range: GpaRange, _writable: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unmap(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn free(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.free(range)
+    }
+
+    fn refuse(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn admit(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn wake(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn mend(&mut self, _page: GpaRange, _access: Access, _may_write: bool) -> io::Result<Served> {
+        Ok(Served::AlreadyThere)
     }
 }

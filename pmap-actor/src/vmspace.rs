@@ -13,9 +13,9 @@ use std::io;
 use std::sync::Arc;
 
 use actors::contract::space::SpaceError;
-use actors::{Gpa, GpaRange, PAGE_SIZE, Protection};
+use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
-use crate::ept::masks::{FRAME_MASK, Masks, PmapFlags, PmapType};
+use crate::ept::masks::{FRAME_MASK, Masks, PmapFlags};
 use crate::ept::tables::{TableFrame, Tables};
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::Installed;
@@ -90,9 +90,9 @@ pub enum Unserved {
     /// The map has nothing there.
     #[error("nothing is mapped there")]
     Hole,
-    /// The map does not allow stores there.
-    #[error("stores are not allowed there")]
-    ReadOnly,
+    /// The map allows loads there, but not this.
+    #[error("{0:?} is not allowed there")]
+    Forbidden(Access),
     /// The host refused; or it lost a page, which must never be served as zeroes.
     #[error("the host refused: {0}")]
     Host(#[from] io::Error),
@@ -106,7 +106,7 @@ impl<M: Mirror> VmSpace<M> {
         let layout = memory.layout();
         Self {
             map: VmMap::new(layout),
-            tables: Tables::new(Masks::of(PmapType::PtEpt, flags), layout),
+            tables: Tables::new(flags, layout),
             mirror,
             resident: PageSet::new(layout.total() / PAGE_SIZE),
             holds: Vec::new(),
@@ -149,23 +149,24 @@ impl<M: Mirror> VmSpace<M> {
         self.resident.contains(self.page_number(gpa))
     }
 
-    /// Serves a nested fault at `gpa`.
+    /// Serves a nested fault at `gpa`: afterwards the tables allow the access.
     ///
     /// # Errors
     ///
-    /// [`Unserved`]; the faulting vcpu still waits, and [`VmSpace::refuse`] ends that.
-    pub fn fault(&mut self, gpa: Gpa, is_write: bool) -> Result<Served, Unserved> {
+    /// [`Unserved`]; whoever sleeps on the guest view still does, and [`VmSpace::refuse`]
+    /// ends that.
+    pub fn fault(&mut self, gpa: Gpa, access: Access) -> Result<Served, Unserved> {
         let entry = *self.map.lookup(gpa).ok_or(Unserved::Hole)?;
         if !entry.protection.contains(Protection::READ) {
             return Err(Unserved::Hole);
         }
-        let may_write = entry.protection.contains(Protection::WRITE);
-        if is_write && !may_write {
-            return Err(Unserved::ReadOnly);
+        if !entry.protection.contains(access.needs()) {
+            return Err(Unserved::Forbidden(access));
         }
         let page = GpaRange::page_of(gpa);
         if self.tables.leaf(gpa).is_some() {
-            return self.fault_on_leaf(page, is_write, may_write);
+            let may_write = entry.protection.contains(Protection::WRITE);
+            return self.fault_on_leaf(page, access, may_write);
         }
         let resident = self.is_resident(gpa);
         let same = |page| self.tables.leaf(page).is_none() && self.is_resident(page) == resident;
@@ -178,34 +179,23 @@ impl<M: Mirror> VmSpace<M> {
         })
     }
 
-    /// The tables have the page: a second report of a served fault, a store to a page that
-    /// was read-only, or a page whose mapping the *host* dropped (it may swap out any page
-    /// that is not locked, and maps it again only through us).
+    /// The tables have the page: a second report of a served fault, a leaf whose emulated
+    /// accessed or modified bit was clear, or a host mapping that lags behind.
     fn fault_on_leaf(
         &mut self,
         page: GpaRange,
-        is_write: bool,
+        access: Access,
         may_write: bool,
     ) -> Result<Served, Unserved> {
-        match self.map_existing_page(page, may_write)? {
-            Installed::Bytes(_) => return Ok(Served::MappedExisting(1)),
-            Installed::AlreadyThere | Installed::Busy => {}
-        }
-        if is_write {
-            self.mirror.set_writable(page, true)?;
-            return Ok(Served::WriteUnprotected);
-        }
-        self.mirror.wake(page)?;
-        Ok(Served::AlreadyThere)
-    }
-
-    fn map_existing_page(&mut self, page: GpaRange, writable: bool) -> io::Result<Installed> {
-        loop {
-            match self.mirror.map_existing(page, writable)? {
-                Installed::Busy => {}
-                done => return Ok(done),
+        let touched = self.tables.masks().touched(access);
+        let was_clear = self.tables.update(page, |leaf| leaf | touched, |_, _| {}) > 0;
+        Ok(match self.mirror.mend(page, access, may_write)? {
+            Served::AlreadyThere if was_clear && access == Access::Write => {
+                Served::WriteUnprotected
             }
-        }
+            Served::AlreadyThere if was_clear => Served::MappedExisting(1),
+            served => served,
+        })
     }
 
     /// Makes `run`, none of which has a leaf and all of which is, or is not, resident, part
@@ -347,11 +337,10 @@ impl<M: Mirror> VmSpace<M> {
         let masks = *self.tables.masks();
         let after = masks.permissions(protection);
         let (mut lost, mut gained) = (0, 0);
-        self.tables.update(range, |leaf| {
-            let before = leaf & masks.permission_mask();
+        let change = |leaf| leaf & !masks.permission_mask() | after;
+        self.tables.update(range, change, |before, after| {
             lost += u64::from(loses_rights(&masks, before, after));
             gained += u64::from(before & masks.writable == 0 && after & masks.writable != 0);
-            leaf & !masks.permission_mask() | after
         });
         if lost > 0 || gained > 0 {
             let writable = protection.contains(Protection::WRITE);
@@ -398,12 +387,7 @@ impl<M: Mirror> VmSpace<M> {
         self.install_resident(part)?;
         self.memory.lock(part)?;
         let wired = self.tables.masks().wired;
-        let mut newly = 0;
-        self.tables.update(part, |leaf| {
-            newly += u64::from(leaf & wired == 0);
-            leaf | wired
-        });
-        self.wired_pages += newly;
+        self.wired_pages += self.tables.update(part, |leaf| leaf | wired, |_, _| {});
         self.map.change(part, |entry| entry.wired = true).map_err(io::Error::other)
     }
 
@@ -419,7 +403,7 @@ impl<M: Mirror> VmSpace<M> {
         }
         self.map.change(range, |entry| entry.wired = false)?;
         let wired = self.tables.masks().wired;
-        self.wired_pages -= self.tables.update(range, |leaf| leaf & !wired);
+        self.wired_pages -= self.tables.update(range, |leaf| leaf & !wired, |_, _| {});
         self.memory.unlock(range).map_err(|error| host("unlock guest memory", &error))
     }
 

@@ -22,11 +22,22 @@
 //! permissions *are* the accessed and modified bits. A page nobody touched since the last
 //! harvest is not readable, so the next access traps and sets accessed; a clean one is not
 //! writable, so the next store traps and sets modified.
+//!
+//! With hardware A/D whoever walks sets the two bits itself ([`view`](super::view)), so a new
+//! leaf has neither. (Of a table's own bits nothing is ever harvested: FreeBSD, too, enters
+//! tables as accessed and modified.)
 
-use actors::Protection;
+use actors::{Access, Protection};
 
 /// The frame field of an entry.
 pub const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
+
+/// In an entry above the last level: it is a leaf.
+const SUPERPAGE: u64 = 1 << 7;
+/// Must be clear in a 2 MiB leaf: the part of the frame that lies inside the superpage.
+const SUPERPAGE_RESERVED: u64 = 0x001f_f000;
+/// Must be clear in an entry that leads to a table.
+const TABLE_RESERVED: u64 = 0xf8;
 
 /// EPT memory type of ordinary memory (Intel SDM vol. 3, "EPT memory types"): the same
 /// number as FreeBSD's `PAT_WRITE_BACK`.
@@ -83,6 +94,8 @@ pub struct Masks {
     pub cache_mask: u64,
     /// The memory type of ordinary memory.
     pub write_back: u64,
+    /// Whether accessed and modified *are* the hardware's permissions.
+    pub emulated: bool,
 }
 
 impl Masks {
@@ -90,7 +103,7 @@ impl Masks {
     #[must_use]
     pub fn of(kind: PmapType, flags: PmapFlags) -> Self {
         let software =
-            |mask: Self| Self { superpage: 1 << 7, managed: 1 << 10, wired: 1 << 11, ..mask };
+            |mask: Self| Self { superpage: SUPERPAGE, managed: 1 << 10, wired: 1 << 11, ..mask };
         let none = Self {
             valid: 0,
             writable: 0,
@@ -105,6 +118,7 @@ impl Masks {
             wired: 0,
             cache_mask: 0,
             write_back: 0,
+            emulated: false,
         };
         software(match kind {
             PmapType::PtX86 => Self {
@@ -131,32 +145,36 @@ impl Masks {
                     cache_mask: 0b1111 << 3,
                     // The guest's own PAT and MTRRs may not weaken the choice: IPAT always.
                     write_back: WRITE_BACK << 3 | 1 << 6,
+                    emulated,
                     ..none
                 }
             }
         })
     }
 
-    /// A last-level entry for a page the guest has: accessed, and modified where it may be
-    /// written, because nothing harvests these bits yet and a trap would have no reader.
+    /// A last-level entry for a page the guest has. With emulated A/D it is accessed, and
+    /// modified where it may be written, because nothing harvests these bits yet and a trap
+    /// would have no reader; with hardware A/D it is neither until somebody walks there.
     #[must_use]
     pub fn leaf(&self, frame: u64, protection: Protection) -> u64 {
         debug_assert_eq!(frame & !FRAME_MASK, 0, "a frame is page-aligned and has at most 52 bits");
         frame
             | self.valid
-            | self.accessed
+            | if self.emulated { self.accessed } else { 0 }
             | self.user
             | self.managed
             | self.write_back
             | self.permissions(protection)
     }
 
-    /// The bits that a change of protection changes.
+    /// The bits that a change of protection changes. What hardware has set stays: it says
+    /// what *was* done to the page.
     #[must_use]
     pub fn permissions(&self, protection: Protection) -> u64 {
-        // Modified without writable is a bug (FreeBSD's pmap_enter asserts it).
+        // Emulated modified without writable is a bug (FreeBSD's pmap_enter asserts it).
+        let modified = if self.emulated { self.modified } else { 0 };
         let write =
-            if protection.contains(Protection::WRITE) { self.writable | self.modified } else { 0 };
+            if protection.contains(Protection::WRITE) { self.writable | modified } else { 0 };
         let execute = if protection.contains(Protection::EXECUTE) {
             self.executable
         } else {
@@ -168,7 +186,19 @@ impl Masks {
     /// All bits that [`Masks::permissions`] may set.
     #[must_use]
     pub fn permission_mask(&self) -> u64 {
-        self.writable | self.modified | self.executable | self.no_execute
+        let modified = if self.emulated { self.modified } else { 0 };
+        self.writable | modified | self.executable | self.no_execute
+    }
+
+    /// The bits that serving a fault sets in the leaf it fell on: with hardware A/D none,
+    /// because the walker sets them when it comes again.
+    #[must_use]
+    pub fn touched(&self, access: Access) -> u64 {
+        match (self.emulated, access) {
+            (false, _) => 0,
+            (true, Access::Read | Access::Execute) => self.accessed,
+            (true, Access::Write) => self.accessed | self.modified,
+        }
     }
 
     /// An entry that leads to the table at `frame`: everything is allowed, the leaves decide.
@@ -183,18 +213,35 @@ impl Masks {
             | self.executable
     }
 
-    /// Whether hardware that reads `entry` as EPT would report a misconfiguration
-    /// (Intel SDM vol. 3, "EPT misconfigurations"): writable but unreadable, executable
-    /// but unreadable without support for it, or a reserved memory type in a leaf.
+    /// Whether `entry`, found in a table of `level` (4: root, 1: last), ends the walk.
     #[must_use]
-    pub fn is_misconfigured(entry: u64, is_leaf: bool, flags: PmapFlags) -> bool {
+    pub const fn is_leaf(entry: u64, level: u32) -> bool {
+        level == 1 || (level == 2 && entry & SUPERPAGE != 0)
+    }
+
+    /// Whether hardware that reads `entry` as EPT in a table of `level` (4: root, 1: last)
+    /// would report a misconfiguration (Intel SDM vol. 3, "EPT misconfigurations"): writable
+    /// but unreadable, executable but unreadable without support for it, a reserved memory type
+    /// in a leaf, a superpage where there can be none, or another reserved bit. An entry that
+    /// allows nothing is not present, and its other bits are ignored.
+    #[must_use]
+    pub fn is_misconfigured(entry: u64, level: u32, flags: PmapFlags) -> bool {
         let (read, write, execute) = (entry & 1 != 0, entry & 2 != 0, entry & 4 != 0);
-        let memory_type = entry >> 3 & 7;
-        let present = read || write || execute;
+        if !(read || write || execute) {
+            return false;
+        }
         let execute_only = execute && !read && !write;
-        (write && !read)
-            || (execute_only && !flags.contains(PmapFlags::EXECUTE_ONLY))
-            || (present && is_leaf && matches!(memory_type, 2 | 3 | 7))
+        let wrong_rights =
+            (write && !read) || (execute_only && !flags.contains(PmapFlags::EXECUTE_ONLY));
+        let is_leaf = Self::is_leaf(entry, level);
+        let wrong_type = is_leaf && matches!(entry >> 3 & 7, 2 | 3 | 7);
+        let reserved = match (level, is_leaf) {
+            (1, _) => 0,
+            (_, true) if flags.contains(PmapFlags::SUPERPAGES) => SUPERPAGE_RESERVED,
+            (_, true) => SUPERPAGE,
+            (_, false) => TABLE_RESERVED,
+        };
+        wrong_rights || wrong_type || entry & reserved != 0
     }
 }
 
@@ -213,8 +260,9 @@ mod tests {
     fn leaves_have_freebsds_bits_in_both_layouts() {
         let read_execute = RWX - Protection::WRITE;
         let hardware = ept(PmapFlags::SUPERPAGES);
-        assert_eq!(hardware.leaf(0, RWX), 0x777);
-        assert_eq!(hardware.leaf(0, read_execute), 0x575);
+        assert_eq!(hardware.leaf(0, RWX), 0x477, "nobody has been there yet");
+        assert_eq!(hardware.leaf(0, RWX) | hardware.accessed | hardware.modified, 0x777);
+        assert_eq!(hardware.leaf(0, read_execute) | hardware.accessed, 0x575);
         let emulated = ept(PmapFlags::EMULATE_AD_BITS);
         assert_eq!(emulated.leaf(0, RWX), 0x0030_0000_0000_0477);
         assert_eq!(emulated.leaf(0, read_execute), 0x0010_0000_0000_0475);
@@ -276,20 +324,47 @@ mod tests {
                 (1..8).map(Protection::from_bits_retain).filter(|p| p.contains(Protection::READ))
             {
                 let leaf = masks.leaf(0x7000, protection);
-                assert!(!Masks::is_misconfigured(leaf, true, flags), "{leaf:#x}");
+                assert!(!Masks::is_misconfigured(leaf, 1, flags), "{leaf:#x}");
             }
-            assert!(!Masks::is_misconfigured(masks.table(0x7000), false, flags));
+            for level in 2..=4 {
+                assert!(!Masks::is_misconfigured(masks.table(0x7000), level, flags));
+            }
         }
     }
 
     #[test]
     fn hardwares_illegal_combinations_are_recognised() {
         let none = PmapFlags::empty();
-        assert!(Masks::is_misconfigured(0b010, true, none));
-        assert!(Masks::is_misconfigured(0b110, true, none));
-        assert!(Masks::is_misconfigured(0b100, true, none));
-        assert!(!Masks::is_misconfigured(0b100, true, PmapFlags::EXECUTE_ONLY));
-        assert!(Masks::is_misconfigured(0b001 | 2 << 3, true, none));
-        assert!(!Masks::is_misconfigured(0, true, none));
+        for level in 1..=4 {
+            assert!(Masks::is_misconfigured(0b010, level, none));
+            assert!(Masks::is_misconfigured(0b110, level, none));
+            assert!(Masks::is_misconfigured(0b100, level, none));
+            assert!(!Masks::is_misconfigured(0b100, level, PmapFlags::EXECUTE_ONLY));
+            assert!(!Masks::is_misconfigured(!7, level, none), "not present: all else is ignored");
+        }
+        assert!(Masks::is_misconfigured(0b001 | 2 << 3, 1, none));
+    }
+
+    #[test]
+    fn a_superpage_is_legal_at_its_level_only_and_must_be_supported_and_aligned() {
+        let entry = 0b111 | WRITE_BACK << 3 | SUPERPAGE;
+        let supported = PmapFlags::SUPERPAGES;
+        assert!(!Masks::is_misconfigured(entry | 0x20_0000, 2, supported));
+        assert!(Masks::is_misconfigured(entry | 0x20_1000, 2, supported));
+        assert!(Masks::is_misconfigured(entry, 2, PmapFlags::empty()));
+        assert!(Masks::is_misconfigured(entry, 3, supported));
+        assert!(Masks::is_misconfigured(entry, 4, supported));
+        assert!(
+            !Masks::is_misconfigured(entry, 1, supported),
+            "bit 7 of a last-level entry is ignored"
+        );
+    }
+
+    #[test]
+    fn a_change_of_protection_keeps_what_hardware_has_set() {
+        let hardware = ept(PmapFlags::SUPERPAGES);
+        let set_by_hardware = hardware.accessed | hardware.modified;
+        assert_eq!(hardware.permission_mask() & set_by_hardware, 0);
+        assert_eq!(hardware.permissions(RWX) & set_by_hardware, 0);
     }
 }

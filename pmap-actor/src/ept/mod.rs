@@ -10,7 +10,12 @@
 //! ```
 //!
 //! 512 entries of 8 bytes each per table. A *frame* is an offset into the guest's memory
-//! object (the memfd); the frame of a *table* is its place in the [arena](tables).
+//! object (the memfd); the frame of a *table* is its place in the arena (`arena.rs`).
+//!
+//! Reading order: [`masks`] (which bit means what) → [`tables`] (the writer) → [`view`] (the
+//! readers, and how they and the writer share an entry).
 
+mod arena;
 pub mod masks;
 pub mod tables;
+pub mod view;

@@ -1,139 +1,57 @@
 //! Four levels of tables, one writer, any number of lock-free readers.
 //!
-//! The pmap actor is the only writer ([`Tables`]). Readers walk the same pages through
-//! [`View`] while it writes; each entry is one aligned 64-bit atomic, so a reader sees
-//! an old entry or a new one, never half of each. What a reader may still *use* after an
-//! entry was removed is the shootdown's business: a table page taken out of the tree is
-//! handed back only through a ticket ([`TableFrame`] in `Removed`), so a walk that began
-//! before the removal never meets a reused page.
+//! The pmap actor is the only writer ([`Tables`]). Readers walk the same pages through a
+//! [`View`] while it writes. What a reader may still *use* after an entry was removed is
+//! the shootdown's business: a table page taken out of the tree is handed back only through a
+//! ticket ([`TableFrame`] in `Removed`), so a walk that began before the removal never
+//! meets a reused page.
 //!
 //! # Orderings
 //!
 //! A new table is zeroed (Relaxed) before the entry that leads to it is stored with
-//! Release (T1); a reader loads entries with Acquire (T2, pairs with T1). A removed leaf is
-//! cleared Relaxed (T3): R1/R2 of the shootdown publish it.
+//! Release (T1); a reader loads entries with Acquire (T2, pairs with T1). A leaf is removed
+//! or changed with a Relaxed read-modify-write (T3): R1/R2 of the shootdown publish it, and a
+//! reader's accessed or dirty bit (T4, a read-modify-write, too) is in what T3 finds, or does
+//! not happen. [`view`](super::view) has the whole argument.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use actors::layout::MemoryLayout;
 use actors::{Gpa, GpaRange, PAGE_SIZE};
 
-use super::masks::{FRAME_MASK, Masks};
-
-/// Entries in a table.
-const ENTRIES: usize = 512;
-/// Bits of guest-physical address that four levels translate.
-pub const ADDRESS_BITS: u32 = 48;
-/// Tables in one chunk of the arena: 256 KiB at a time.
-const CHUNK: usize = 64;
-
-type Table = [AtomicU64; ENTRIES];
-
-/// The pages tables are made of. Grows, never shrinks, never moves.
-struct Arena {
-    chunks: Box<[OnceLock<Box<[Table; CHUNK]>>]>,
-}
-
-impl Arena {
-    /// Room for the tables of `layout`, twice: once in the tree, once on their way through a
-    /// shootdown.
-    fn new(layout: MemoryLayout) -> Self {
-        let leaf_tables = layout.end().0.div_ceil(PAGE_SIZE << 9);
-        let upper_tables = layout.end().0.div_ceil(PAGE_SIZE << 18) + 512 + 1;
-        let chunks = (2 * (leaf_tables + upper_tables)).div_ceil(CHUNK as u64);
-        Self { chunks: (0..chunks).map(|_| OnceLock::new()).collect() }
-    }
-
-    fn table(&self, frame: TableFrame) -> &Table {
-        let index = frame.index();
-        &self.chunks[index / CHUNK].get().expect("an entry leads only to tables that were made")
-            [index % CHUNK]
-    }
-
-    fn make_chunk(&self, chunk: usize) {
-        self.chunks[chunk].get_or_init(|| {
-            let zero = |_| std::array::from_fn(|_| AtomicU64::new(0));
-            let tables: Vec<Table> = (0..CHUNK).map(zero).collect();
-            tables.into_boxed_slice().try_into().expect("as many tables as a chunk has")
-        });
-    }
-}
-
-/// A table page that was taken out of the tree. Only the shootdown gives it back.
-#[derive(Debug, PartialEq, Eq)]
-#[must_use = "a table page may be reused only after its shootdown"]
-pub struct TableFrame(u64);
-
-impl TableFrame {
-    fn index(&self) -> usize {
-        usize::try_from(self.0 / PAGE_SIZE).expect("the arena is smaller than the address space")
-    }
-}
+use super::arena::Arena;
+pub use super::arena::TableFrame;
+use super::masks::{FRAME_MASK, Masks, PmapFlags, PmapType};
+use super::view::walk;
+pub use super::view::{ADDRESS_BITS, View};
 
 /// The writer.
 pub struct Tables {
     arena: Arc<Arena>,
     masks: Masks,
+    flags: PmapFlags,
     /// Valid entries in each table (FreeBSD's wire count of a page-table page).
     used: Vec<u16>,
     free: Vec<TableFrame>,
     leaves: u64,
 }
 
-/// A reader: walks while the writer writes. Cheap to clone.
-#[derive(Clone)]
-pub struct View {
-    arena: Arc<Arena>,
-    masks: Masks,
-}
-
-/// Where the slot of `gpa` is in its table at `level` (4: root, 1: leaf).
-fn slot(gpa: Gpa, level: u32) -> usize {
-    usize::try_from(gpa.0 >> (12 + 9 * (level - 1)) & 511).expect("nine bits")
-}
-
-/// Walks from the root as far as the tables lead; calls `see` with each entry met.
-fn walk(arena: &Arena, masks: &Masks, gpa: Gpa, mut see: impl FnMut(u64)) -> Option<u64> {
-    if gpa.0 >> ADDRESS_BITS != 0 {
-        return None;
-    }
-    let mut table = TableFrame(0);
-    for level in (1..=4).rev() {
-        let entry = arena.table(table)[slot(gpa, level)].load(Ordering::Acquire); // T2: pairs with T1.
-        if entry & masks.valid == 0 {
-            return None;
-        }
-        see(entry);
-        if level == 1 {
-            return Some(entry);
-        }
-        table = TableFrame(entry & FRAME_MASK);
-    }
-    None
-}
-
-impl View {
-    /// The leaf that translates `gpa`, if there is one.
-    #[must_use]
-    pub fn leaf(&self, gpa: Gpa) -> Option<u64> {
-        walk(&self.arena, &self.masks, gpa, |_| {})
-    }
-}
-
 impl Tables {
-    /// An empty root, for translations of what lies in `layout`.
+    /// An empty root in EPT format, for translations of what lies in `layout`.
     #[must_use]
-    pub fn new(masks: Masks, layout: MemoryLayout) -> Self {
+    pub fn new(flags: PmapFlags, layout: MemoryLayout) -> Self {
         let arena = Arc::new(Arena::new(layout));
-        arena.make_chunk(0);
-        Self { arena, masks, used: vec![0], free: Vec::new(), leaves: 0 }
+        let masks = Masks::of(PmapType::PtEpt, flags);
+        let root = arena.make(0);
+        debug_assert_eq!(root, TableFrame::ROOT);
+        Self { arena, masks, flags, used: vec![0], free: Vec::new(), leaves: 0 }
     }
 
     /// Somebody who reads.
     #[must_use]
     pub fn view(&self) -> View {
-        View { arena: self.arena.clone(), masks: self.masks }
+        View { arena: self.arena.clone(), masks: self.masks, flags: self.flags }
     }
 
     /// The bits of these tables.
@@ -177,22 +95,22 @@ impl Tables {
     /// For a `gpa` of more than 48 bits or outside the layout: the map admits neither.
     pub fn enter(&mut self, gpa: Gpa, leaf: u64) -> u64 {
         assert!(gpa.0 >> ADDRESS_BITS == 0, "{gpa} has more than {ADDRESS_BITS} bits");
-        let mut table = TableFrame(0);
+        let mut table = TableFrame::ROOT;
         for level in (2..=4).rev() {
-            let at = slot(gpa, level);
-            let entry = self.arena.table(TableFrame(table.0))[at].load(Ordering::Relaxed);
+            let entry = self.arena.place(&table, gpa, level).load(Ordering::Relaxed);
             table = if entry & self.masks.valid == 0 {
                 let made = self.make_table();
                 let entry = self.masks.table(made.0);
                 self.used[table.index()] += 1;
-                self.arena.table(table)[at].store(entry, Ordering::Release); // T1: pairs with T2.
+                // T1: pairs with T2.
+                self.arena.place(&table, gpa, level).store(entry, Ordering::Release);
                 made
             } else {
+                debug_assert!(!Masks::is_leaf(entry, level), "a superpage is in the way");
                 TableFrame(entry & FRAME_MASK)
             };
         }
-        let before =
-            self.arena.table(TableFrame(table.0))[slot(gpa, 1)].swap(leaf, Ordering::Release);
+        let before = self.arena.place(&table, gpa, 1).swap(leaf, Ordering::Release);
         if before & self.masks.valid == 0 {
             self.used[table.index()] += 1;
             self.leaves += 1;
@@ -203,37 +121,43 @@ impl Tables {
     fn make_table(&mut self) -> TableFrame {
         self.free.pop().unwrap_or_else(|| {
             let index = self.used.len();
-            assert!(
-                index < CHUNK * self.arena.chunks.len(),
-                "there is room for the layout's tables twice"
-            );
-            self.arena.make_chunk(index / CHUNK);
+            assert!(index < self.arena.capacity(), "there is room for the layout's tables twice");
             self.used.push(0);
-            TableFrame(index as u64 * PAGE_SIZE)
+            self.arena.make(index)
         })
     }
 
     /// Replaces each leaf of `range` by what `change` makes of it; returns how many changed.
+    /// `change` may be asked more than once about a leaf, because readers set bits; `see` is
+    /// called once for each leaf that changed, with the leaf before and after.
     ///
     /// # Panics
     ///
     /// When `change` makes an invalid entry of a valid one: that is [`Tables::remove`]'s work.
-    pub fn update(&mut self, range: GpaRange, mut change: impl FnMut(u64) -> u64) -> u64 {
+    pub fn update(
+        &mut self,
+        range: GpaRange,
+        change: impl Fn(u64) -> u64,
+        mut see: impl FnMut(u64, u64),
+    ) -> u64 {
         let mut changed = 0;
         for part in by_table(range) {
             let Some(table) = self.leaf_table(part.start()) else {
                 continue;
             };
             for gpa in part.iter_pages() {
-                let place = &self.arena.table(TableFrame(table.0))[slot(gpa, 1)];
-                let before = place.load(Ordering::Relaxed);
-                if before & self.masks.valid == 0 {
-                    continue;
-                }
-                let after = change(before);
-                assert!(after & self.masks.valid != 0, "a change of permissions removed an entry");
-                if after != before {
-                    place.store(after, Ordering::Relaxed); // T3, as for a removal.
+                let place = self.arena.place(&table, gpa, 1);
+                let next = |before| {
+                    if before & self.masks.valid == 0 {
+                        return None;
+                    }
+                    let after = change(before);
+                    assert!(after & self.masks.valid != 0, "a change removed an entry");
+                    (after != before).then_some(after)
+                };
+                // T3: what a reader set in between is kept.
+                if let Ok(before) = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+                    see(before, change(before));
                     changed += 1;
                 }
             }
@@ -242,7 +166,7 @@ impl Tables {
     }
 
     /// Takes the leaves of `range` out, and the tables that are empty then; calls `see` with
-    /// each removed leaf, upwards. The tables go into `emptied`.
+    /// each removed leaf, upwards, as it was at the end: with the bits that readers set. The tables go into `emptied`.
     pub fn remove(
         &mut self,
         range: GpaRange,
@@ -255,10 +179,11 @@ impl Tables {
                 continue;
             };
             for gpa in part.iter_pages() {
-                let place = &self.arena.table(TableFrame(table.0))[slot(gpa, 1)];
-                let entry = place.load(Ordering::Relaxed);
-                if entry & self.masks.valid != 0 {
-                    place.store(0, Ordering::Relaxed); // T3
+                let place = self.arena.place(&table, gpa, 1);
+                if place.load(Ordering::Relaxed) & self.masks.valid != 0 {
+                    // T3: nobody but this writer makes it invalid in between, but a reader may
+                    // set a bit.
+                    let entry = place.swap(0, Ordering::Relaxed);
                     self.used[table.index()] -= 1;
                     self.leaves -= 1;
                     see(gpa, entry);
@@ -275,9 +200,8 @@ impl Tables {
     fn unhook(&mut self, gpa: Gpa, emptied: &mut Vec<TableFrame>) {
         for level in 2..=4 {
             let parent = self.table_at(gpa, level).expect("the child was just found");
-            let place = &self.arena.table(TableFrame(parent.0))[slot(gpa, level)];
-            emptied.push(TableFrame(place.load(Ordering::Relaxed) & FRAME_MASK));
-            place.store(0, Ordering::Relaxed); // T3
+            let entry = self.arena.place(&parent, gpa, level).swap(0, Ordering::Relaxed); // T3
+            emptied.push(TableFrame(entry & FRAME_MASK));
             self.used[parent.index()] -= 1;
             if self.used[parent.index()] != 0 || level == 4 {
                 break;
@@ -287,9 +211,9 @@ impl Tables {
 
     /// The table of `level` on the way to `gpa`.
     fn table_at(&self, gpa: Gpa, level: u32) -> Option<TableFrame> {
-        let mut table = TableFrame(0);
+        let mut table = TableFrame::ROOT;
         for above in (level + 1..=4).rev() {
-            let entry = self.arena.table(table)[slot(gpa, above)].load(Ordering::Relaxed);
+            let entry = self.arena.place(&table, gpa, above).load(Ordering::Relaxed);
             if entry & self.masks.valid == 0 {
                 return None;
             }
@@ -329,12 +253,11 @@ mod tests {
     use actors::Protection;
     use actors::layout::LOWMEM_LIMIT;
 
-    use super::super::masks::{PmapFlags, PmapType};
     use super::*;
 
     fn tables() -> Tables {
         let layout = MemoryLayout::split(600 << 30, LOWMEM_LIMIT, 48).unwrap();
-        Tables::new(Masks::of(PmapType::PtEpt, PmapFlags::EMULATE_AD_BITS), layout)
+        Tables::new(PmapFlags::EMULATE_AD_BITS, layout)
     }
 
     fn range(start: u64, pages: u64) -> GpaRange {
@@ -407,8 +330,14 @@ mod tests {
         let mut tables = tables();
         fill(&mut tables, range(0x1f_f000, 2));
         let writable = tables.masks().writable;
-        assert_eq!(tables.update(range(0, 1024), |leaf| leaf & !writable), 2);
-        assert_eq!(tables.update(range(0, 1024), |leaf| leaf & !writable), 0);
+        let mut seen = Vec::new();
+        let mut clear = |tables: &mut Tables| {
+            let see = |before: u64, after: u64| seen.push(before & !after);
+            tables.update(range(0, 1024), |leaf| leaf & !writable, see)
+        };
+        assert_eq!(clear(&mut tables), 2);
+        assert_eq!(clear(&mut tables), 0);
+        assert_eq!(seen, [writable, writable]);
         assert_eq!(tables.leaf(Gpa(0x20_0000)).unwrap() & writable, 0);
     }
 }

@@ -12,6 +12,10 @@
 //! when, our tables have a leaf for it. The *backing view* is what the loader, devices and
 //! the pmap itself use; what is written there is in the object whether or not the guest can
 //! reach it. A *frame* is an offset into the memfd.
+//!
+//! The software engine has no use for the guest view: it walks the tables and uses the backing
+//! view itself ([`GuestMemory::host_of_frame`]). The guest view is mapped all the same; it
+//! costs addresses, not memory, and wired frames are locked through it.
 
 #![expect(unsafe_code, reason = "maps memory, and hands its addresses to the kernel")]
 
@@ -22,7 +26,7 @@ use std::ptr::NonNull;
 
 use actors::layout::MemoryLayout;
 use actors::{Gpa, GpaRange};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Inaccessible bytes on each side of a guest view, so that a wrong offset meets nothing.
 const GUARD: usize = 2 << 20;
@@ -182,6 +186,60 @@ impl GuestMemory {
     /// The operating system's, when it has no memory left.
     pub fn populate(&self, range: GpaRange) -> io::Result<()> {
         self.allocate(range, libc::FALLOC_FL_KEEP_SIZE)
+    }
+
+    /// Makes the frames of `range` exist *and* maps them in the backing view, so that whoever
+    /// touches them there takes no fault of the host.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, when it has no memory left.
+    pub fn populate_backing(&self, range: GpaRange) -> io::Result<()> {
+        let place = self.host_of_frame(self.frame_of(range.start()), range.len());
+        let place = place.ok_or_else(|| io::Error::other(format!("{range} is not one stretch")))?;
+        loop {
+            // SAFETY: the range lies in the backing view. This writes nothing: pages that exist
+            // keep their contents, and the others appear as zeroes, which they were.
+            let done = checked(unsafe {
+                libc::madvise(place.as_ptr().cast(), self.len(range), libc::MADV_POPULATE_WRITE)
+            });
+            match done {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Linux before 5.14.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    return self.populate(range);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The host address of `bytes` bytes of guest memory at `frame` (an offset in the memory
+    /// object) in the backing view; `None` when they are not all in one stretch of it.
+    ///
+    /// # Invariants
+    ///
+    /// For whoever dereferences the pointer:
+    ///
+    /// * It is valid for reads and writes of `bytes` bytes as long as this [`GuestMemory`]
+    ///   lives (hold an `Arc`), whatever the pmap does: the view is mapped once and never
+    ///   changed. Freeing a frame makes it read as zeroes; it does not unmap it.
+    /// * The bytes are shared with everything that reaches the guest's memory: other vcpus,
+    ///   devices, the loader. So no Rust reference to them may be made, and accesses must be
+    ///   volatile or atomic, or be made by code that the compiler cannot see through.
+    /// * That an address exists says nothing about rights. An access must be allowed by a
+    ///   translation that the accessor may still use: the tables' own, or a cached one that no
+    ///   completed shootdown concerns.
+    /// * A touch of a frame that does not exist makes it exist, and where the host has no
+    ///   memory left that ends the process. Frames that the tables lead to exist.
+    #[must_use]
+    pub fn host_of_frame(&self, frame: u64, bytes: u64) -> Option<NonNull<u8>> {
+        let end = frame.checked_add(bytes)?;
+        let (view, region) = self.views.iter().zip(self.backing.iter()).find(|(view, _)| {
+            view.first_frame <= frame && end <= view.first_frame + view.range.len()
+        })?;
+        let offset = self.len_of(frame - view.first_frame);
+        NonNull::new(region.as_ptr().wrapping_add(offset))
     }
 
     /// Gives the frames of `range` back to the host: whoever maps them next gets zeroes.
@@ -346,6 +404,28 @@ mod tests {
         let low_end = memory.guest_address(Gpa((1 << 30) - 1)) + 1;
         assert_eq!(memory.gpa_of(low_end), None);
         assert!(memory.slots().all(|slot| slot.host.is_multiple_of(ALIGNMENT as u64)));
+    }
+
+    #[test]
+    fn a_frame_has_an_address_in_the_backing_view_unless_it_crosses_an_end() {
+        let memory = split(2 << 30);
+        let host = |frame, bytes| memory.host_of_frame(frame, bytes).map(|at| at.as_ptr());
+        for gpa in [Gpa(0x5000), Gpa((1 << 30) - 4096), Gpa(4 << 30), Gpa((5 << 30) - 4096)] {
+            let expected = memory.backing().get_host_address(GuestAddress(gpa.0)).unwrap();
+            assert_eq!(host(memory.frame_of(gpa), 4096), Some(expected));
+        }
+        assert_eq!(host((1 << 30) - 4096, 8192), None, "the low stretch ends in between");
+        assert_eq!(host((2 << 30) - 4096, 8192), None);
+        assert_eq!(host(u64::MAX, 1), None);
+    }
+
+    #[test]
+    fn populating_the_backing_view_makes_pages_and_keeps_their_contents() {
+        let memory = split(256 << 20);
+        memory.backing().write_obj(7u64, GuestAddress(0x5000)).unwrap();
+        memory.populate_backing(GpaRange::new(Gpa(0x4000), 0x4000).unwrap()).unwrap();
+        assert_eq!(memory.resident_bytes().unwrap(), 0x4000);
+        assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x5000)).unwrap(), 7);
     }
 
     #[test]

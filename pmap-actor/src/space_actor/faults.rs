@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use actors::contract::guest::{GuestFault, Tidings};
 use actors::contract::space::FaultService;
-use actors::{Gpa, VcpuId};
+use actors::{Access, Gpa, VcpuId};
 
 use super::SpaceActor;
 use crate::host::userfault::{BATCH, Fault};
@@ -47,13 +47,14 @@ impl SpaceActor {
             return self.host_failed("report faults of guest memory only", &why);
         };
         let is_write = fault.is_write || fault.is_write_protect;
-        let (action, pages) = match self.space.fault(gpa, is_write) {
-            Ok(served) => Action::of(served),
-            Err(why) => {
-                self.refuse(gpa, vcpu, why);
-                (Action::Refused, 0)
-            }
-        };
+        let (action, pages) =
+            match self.space.fault(gpa, if is_write { Access::Write } else { Access::Read }) {
+                Ok(served) => Action::of(served),
+                Err(why) => {
+                    self.refuse(gpa, vcpu, why);
+                    (Action::Refused, 0)
+                }
+            };
         let served = Instant::now();
         self.last_fault = served;
         let service = served - seen;
@@ -93,7 +94,7 @@ impl SpaceActor {
     fn refuse(&mut self, at: Gpa, vcpu: Option<VcpuId>, why: Unserved) {
         match why {
             Unserved::Hole => (self.config.tell)(Tidings::Faulted(GuestFault::Hole { vcpu, at })),
-            Unserved::ReadOnly => {
+            Unserved::Forbidden(_) => {
                 (self.config.tell)(Tidings::Faulted(GuestFault::ReadOnly { vcpu, at }));
             }
             Unserved::Host(error) => self.host_failed(&format!("serve the fault at {at}"), &error),

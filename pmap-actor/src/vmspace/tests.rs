@@ -61,6 +61,17 @@ impl Mirror for ScriptedMirror {
     fn wake(&mut self, _range: GpaRange) -> io::Result<()> {
         Ok(())
     }
+    fn mend(&mut self, page: GpaRange, access: Access, may_write: bool) -> io::Result<Served> {
+        if let Installed::Bytes(_) = self.put(page, may_write)? {
+            return Ok(Served::MappedExisting(1));
+        }
+        let was_writable = self.pages.insert(page.start().0, may_write);
+        Ok(if access == Access::Write && was_writable == Some(false) {
+            Served::WriteUnprotected
+        } else {
+            Served::AlreadyThere
+        })
+    }
 }
 
 const PAGES: u64 = 64;
@@ -79,6 +90,10 @@ fn space(around: u64) -> VmSpace<ScriptedMirror> {
     VmSpace::new(memory, PmapFlags::EMULATE_AD_BITS, mirror, around)
 }
 
+fn store_if(write: bool) -> Access {
+    if write { Access::Write } else { Access::Read }
+}
+
 fn full(around: u64) -> VmSpace<ScriptedMirror> {
     let mut space = space(around);
     space.map(range(0, PAGES), RWX).unwrap();
@@ -88,7 +103,7 @@ fn full(around: u64) -> VmSpace<ScriptedMirror> {
 #[test]
 fn a_first_touch_brings_its_neighbours_and_nothing_beyond_the_window() {
     let mut space = full(16);
-    assert_eq!(space.fault(Gpa(0x5123), true).unwrap(), Served::ZeroFilled(16));
+    assert_eq!(space.fault(Gpa(0x5123), Access::Write).unwrap(), Served::ZeroFilled(16));
     assert_eq!(space.tables().leaves(), 16);
     assert_eq!(space.extract(Gpa(0x5123)), Some(0x5123));
     assert_eq!(space.extract(Gpa(0x10_000)), None);
@@ -97,25 +112,25 @@ fn a_first_touch_brings_its_neighbours_and_nothing_beyond_the_window() {
 #[test]
 fn a_second_report_of_a_served_fault_only_wakes() {
     let mut space = full(1);
-    assert_eq!(space.fault(Gpa(0), false).unwrap(), Served::ZeroFilled(1));
-    assert_eq!(space.fault(Gpa(0), false).unwrap(), Served::AlreadyThere);
+    assert_eq!(space.fault(Gpa(0), Access::Read).unwrap(), Served::ZeroFilled(1));
+    assert_eq!(space.fault(Gpa(0), Access::Read).unwrap(), Served::AlreadyThere);
 }
 
 #[test]
 fn a_page_whose_mapping_the_host_dropped_is_mapped_again_not_zeroed() {
     let mut space = full(1);
-    let _ = space.fault(Gpa(0), true).unwrap();
+    let _ = space.fault(Gpa(0), Access::Write).unwrap();
     space.mirror.pages.clear();
-    assert_eq!(space.fault(Gpa(0), true).unwrap(), Served::MappedExisting(1));
+    assert_eq!(space.fault(Gpa(0), Access::Write).unwrap(), Served::MappedExisting(1));
 }
 
 #[test]
 fn a_touch_of_a_hole_is_a_hole_and_a_store_to_read_only_memory_is_that() {
     let mut space = space(16);
-    assert!(matches!(space.fault(Gpa(0), false), Err(Unserved::Hole)));
+    assert!(matches!(space.fault(Gpa(0), Access::Read), Err(Unserved::Hole)));
     space.map(range(0, 1), RX).unwrap();
-    assert!(matches!(space.fault(Gpa(0), true), Err(Unserved::ReadOnly)));
-    assert_eq!(space.fault(Gpa(0), false).unwrap(), Served::ZeroFilled(1));
+    assert!(matches!(space.fault(Gpa(0), Access::Write), Err(Unserved::Forbidden(Access::Write))));
+    assert_eq!(space.fault(Gpa(0), Access::Read).unwrap(), Served::ZeroFilled(1));
     assert!(!space.mirror.pages[&0], "read-only memory is mapped read-only");
 }
 
@@ -144,7 +159,7 @@ fn what_was_never_touched_needs_no_shootdown() {
 #[test]
 fn only_lost_rights_need_a_shootdown() {
     let mut space = full(1);
-    let _ = space.fault(Gpa(0), true).unwrap();
+    let _ = space.fault(Gpa(0), Access::Write).unwrap();
     assert_eq!(space.protect(range(0, 1), RX).unwrap().translations(), 1);
     assert!(space.protect(range(0, 1), RX).unwrap().is_harmless());
     assert!(space.protect(range(0, 1), RWX).unwrap().is_harmless());
@@ -153,7 +168,7 @@ fn only_lost_rights_need_a_shootdown() {
         1
     );
     assert_eq!(space.protect(range(0, 1), Protection::empty()).unwrap().translations(), 1);
-    assert!(matches!(space.fault(Gpa(0), false), Err(Unserved::Hole)));
+    assert!(matches!(space.fault(Gpa(0), Access::Read), Err(Unserved::Hole)));
 }
 
 #[test]
@@ -307,7 +322,7 @@ fn follow(space: &mut VmSpace<ScriptedMirror>, model: &mut [Page], step: &Step) 
         Step::Touch(index, write) => {
             let page = &mut model[usize::try_from(index).unwrap()];
             let allowed = page.mapped && page.readable && (!write || page.writable);
-            assert_eq!(space.fault(Gpa(index * PAGE_SIZE), write).is_ok(), allowed);
+            assert_eq!(space.fault(Gpa(index * PAGE_SIZE), store_if(write)).is_ok(), allowed);
             page.reachable |= allowed;
         }
     }
@@ -333,7 +348,7 @@ proptest! {
                 prop_assert_eq!(space.mirror.pages.get(&gpa.0).copied(), writable, "{} after {:?}", gpa, step);
                 if let Some(leaf) = leaf {
                     prop_assert_eq!(leaf & masks.modified != 0, leaf & masks.writable != 0);
-                    prop_assert!(!Masks::is_misconfigured(leaf, true, PmapFlags::EMULATE_AD_BITS));
+                    prop_assert!(!Masks::is_misconfigured(leaf, 1, PmapFlags::EMULATE_AD_BITS));
                 }
             }
             let reachable = model.iter().filter(|page| page.reachable).count() as u64;
@@ -356,7 +371,7 @@ proptest! {
                         space.give_back(removed).unwrap();
                     }
                 }
-                Step::Touch(page, write) => drop(space.fault(Gpa(page * PAGE_SIZE), write)),
+                Step::Touch(page, write) => drop(space.fault(Gpa(page * PAGE_SIZE), store_if(write))),
                 _ => {}
             }
             for gpa in range(0, PAGES).iter_pages() {
