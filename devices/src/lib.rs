@@ -25,6 +25,7 @@ use actors::device::{Bus, Device, Shared, Taken};
 use actors::platform;
 use parking_lot::Mutex;
 
+pub mod apic;
 pub mod cable;
 pub mod console;
 pub mod debug_exit;
