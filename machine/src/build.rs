@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use pmap_actor::handle::SpaceHandle;
 use pmap_actor::host::memory::GuestMemory;
 use pmap_actor::roster::Roster;
-use pmap_actor::space_actor::{self, SpaceConfig};
+use pmap_actor::space_actor::{self, Consumer, SpaceConfig};
 use shootdown::{Domain, SeatId};
 use tokio::sync::{mpsc, oneshot};
 use vcpu_actor::engine::kvm::{Halts, KvmError, KvmSystem, KvmVm};
@@ -188,6 +188,7 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
     let roster = Arc::new(Roster::new(spec.vcpus));
     let (space, thread) = space_actor::start(SpaceConfig {
         memory,
+        consumer: Consumer::Kvm { skip_unmap: spec.skip_mirror_unmap },
         domain: domain.clone(),
         roster: roster.clone(),
         mode: spec.shootdown,
@@ -196,7 +197,6 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
         trace,
         epoch,
         tell: tell.clone(),
-        skip_mirror_unmap: spec.skip_mirror_unmap,
     })?;
     watch.add(ActorName::Pmap, space.pulse().clone());
     threads.push((ActorName::Pmap, thread));

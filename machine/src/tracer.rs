@@ -9,11 +9,11 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use actors::ActorName;
 use actors::contract::guest::{TellMachine, Tidings};
 use actors::contract::vcpu::Break;
 use actors::pulse::Pulse;
 use actors::threads::{Joined, spawn};
+use actors::{Access, ActorName};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use pmap_actor::record::{Action, FaultRecord};
@@ -28,7 +28,11 @@ struct Line {
     time_ns: u64,
     vcpu: Option<u16>,
     gpa: String,
-    access: &'static str,
+    access: Access,
+    gva: Option<String>,
+    table_walk: Option<bool>,
+    rip: Option<String>,
+    cr3: Option<String>,
     action: Action,
     pages: u64,
     service_ns: u64,
@@ -36,11 +40,16 @@ struct Line {
 
 impl From<FaultRecord> for Line {
     fn from(record: FaultRecord) -> Self {
+        let origin = record.origin;
         Self {
             time_ns: record.time_ns,
             vcpu: record.vcpu.map(|vcpu| vcpu.0),
             gpa: record.gpa.to_string(),
-            access: if record.is_write { "write" } else { "read" },
+            access: record.access,
+            gva: origin.and_then(|origin| origin.gva).map(|gva| gva.to_string()),
+            table_walk: origin.map(|origin| origin.is_table_walk),
+            rip: origin.map(|origin| format!("{:#x}", origin.rip)),
+            cr3: origin.map(|origin| format!("{:#x}", origin.cr3)),
             action: record.action,
             pages: record.pages,
             service_ns: record.service_ns,
@@ -113,29 +122,42 @@ fn write_all(
 
 #[cfg(test)]
 mod tests {
-    use actors::{Gpa, VcpuId};
+    use actors::contract::space::FaultOrigin;
+    use actors::{Gpa, Gva, VcpuId};
 
     use super::*;
 
     #[test]
     fn a_record_is_one_line_with_units_in_its_keys() {
+        let origin =
+            FaultOrigin { gva: Some(Gva(0xf000)), is_table_walk: true, rip: 0x10, cr3: 0x2000 };
         let record = FaultRecord {
             time_ns: 5,
             vcpu: Some(VcpuId(1)),
             gpa: Gpa(0x1000),
-            is_write: true,
+            access: Access::Write,
+            origin: Some(origin),
             action: Action::ZeroFilled,
             pages: 16,
             service_ns: 7,
         };
         let (send, inbox) = bounded(2);
         send.send(record).unwrap();
-        send.send(FaultRecord { vcpu: None, is_write: false, ..record }).unwrap();
+        let unknown = FaultRecord { vcpu: None, access: Access::Read, origin: None, ..record };
+        send.send(unknown).unwrap();
         drop(send);
         let mut text = Vec::new();
         write_all(&mut text, &inbox, &Handle::default()).unwrap();
-        let first = r#"{"time_ns":5,"vcpu":1,"gpa":"0x1000","access":"write","action":"zero_filled","pages":16,"service_ns":7}"#;
-        let second = r#"{"time_ns":5,"vcpu":null,"gpa":"0x1000","access":"read","action":"zero_filled","pages":16,"service_ns":7}"#;
+        let first = concat!(
+            r#"{"time_ns":5,"vcpu":1,"gpa":"0x1000","access":"write","gva":"0xf000","#,
+            r#""table_walk":true,"rip":"0x10","cr3":"0x2000","#,
+            r#""action":"zero_filled","pages":16,"service_ns":7}"#,
+        );
+        let second = concat!(
+            r#"{"time_ns":5,"vcpu":null,"gpa":"0x1000","access":"read","gva":null,"#,
+            r#""table_walk":null,"rip":null,"cr3":null,"#,
+            r#""action":"zero_filled","pages":16,"service_ns":7}"#,
+        );
         assert_eq!(String::from_utf8(text).unwrap(), format!("{first}\n{second}\n"));
     }
 }

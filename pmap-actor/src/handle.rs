@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use actors::ask::{self, NoAnswer};
 use actors::contract::boot::MemoryPort;
-use actors::contract::space::{FaultService, RaiseTimes, SpaceError, SpaceRequest, SpaceTally};
+use actors::contract::space::{
+    FaultService, NestedFault, RaiseTimes, SpaceError, SpaceRequest, SpaceTally,
+};
 use actors::contract::vcpu::Break;
 use actors::doorbell::Doorbell;
 use actors::pulse::Pulse;
@@ -14,6 +16,9 @@ use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::oneshot;
 use vm_memory::GuestMemoryMmap;
 
+use crate::completed::Completed;
+use crate::ept::view::View;
+use crate::fault_lane::FaultLane;
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::Userfault;
 
@@ -28,18 +33,35 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub struct SpaceHandle {
     pub(crate) requests: Sender<SpaceRequest>,
     pub(crate) bell: Arc<Doorbell>,
-    pub(crate) memory: Arc<GuestMemory>,
-    pub(crate) userfault: Arc<Userfault>,
+    pub(crate) reach: Reach,
+    pub(crate) view: View,
+    pub(crate) completed: Completed,
     pub(crate) pulse: Pulse,
 }
 
+/// What ends the guest's reach of its memory, without the actor.
+#[derive(Clone)]
+pub(crate) struct Reach {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) userfault: Option<Arc<Userfault>>,
+    pub(crate) lane: Arc<FaultLane>,
+}
+
 impl SpaceHandle {
-    /// Puts a request into the actor's mailbox. Never waits.
+    /// Puts a request into the actor's mailbox, or a fault into its own lane. Never waits.
     ///
     /// # Errors
     ///
     /// [`SpaceError::Dead`] when the actor is gone, or so far behind that its mailbox is full.
     pub fn tell(&self, request: SpaceRequest) -> Result<(), SpaceError> {
+        let request = match request {
+            SpaceRequest::Fault { fault, reply } => {
+                self.reach.lane.join(fault, reply)?;
+                self.bell.ring();
+                return Ok(());
+            }
+            request => request,
+        };
         let sent = self.requests.try_send(request);
         self.bell.ring();
         sent.map_err(|error| match error {
@@ -141,6 +163,32 @@ impl SpaceHandle {
         self.ask(|reply| SpaceRequest::Raise { reply })
     }
 
+    /// Serves a fault of the software engine: when this returns, the tables allow the access, and
+    /// the vcpu walks them again. The vcpu must be out of the guest, and must look for orders
+    /// before it goes in again: it may have waited for as long as the pmap was busy. Costs two
+    /// wakings of a sleeping thread: tens of microseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Hole`], [`SpaceError::Forbidden`], [`SpaceError::Host`]: the machine has been
+    /// told, and the vcpu cannot go on. [`SpaceError::Dead`] when the actor is gone, or the
+    /// memory is [sealed](SpaceHandle::seal).
+    pub fn fault(&self, fault: NestedFault) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::Fault { fault, reply })
+    }
+
+    /// A reader of the tables, for an engine that walks them itself.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.view.clone()
+    }
+
+    /// Which shootdowns are over.
+    #[must_use]
+    pub fn completed(&self) -> Completed {
+        self.completed.clone()
+    }
+
     /// Holds faults open, for tests of the protocol.
     ///
     /// # Errors
@@ -153,7 +201,8 @@ impl SpaceHandle {
     /// Whether a fault waits to be served.
     #[must_use]
     pub fn fault_is_waiting(&self) -> bool {
-        self.userfault.has_fault()
+        let userfault = self.reach.userfault.as_ref();
+        !self.reach.lane.is_empty() || userfault.is_some_and(|userfault| userfault.has_fault())
     }
 
     /// What the actor counted so far.
@@ -179,7 +228,7 @@ impl SpaceHandle {
     /// The guest's memory object.
     #[must_use]
     pub fn guest_memory(&self) -> &Arc<GuestMemory> {
-        &self.memory
+        &self.reach.memory
     }
 
     /// The actor's sign of life.
@@ -195,24 +244,30 @@ impl SpaceHandle {
         Arc::new(move || bell.ring())
     }
 
-    /// Ends every access of the guest with an error, from now on, without the actor: for a
-    /// machine whose pmap is dead or hangs. Nothing is served as zeroes by accident, and no
-    /// vcpu waits for an answer that will not come.
+    /// Ends every access of the guest that needs the actor with an error, from now on, without
+    /// the actor: for a machine whose pmap is dead or hangs. Nothing is served as zeroes by
+    /// accident, and no vcpu waits for an answer that will not come. (On KVM this ends
+    /// *every* access. A vcpu of the software engine keeps what its translations allow until
+    /// it is told to stop.)
     ///
     /// # Errors
     ///
     /// The host's refusal.
     pub fn seal(&self) -> std::io::Result<()> {
-        seal(&self.memory, &self.userfault)
+        self.reach.seal()
     }
 }
 
-pub(crate) fn seal(memory: &GuestMemory, userfault: &Userfault) -> std::io::Result<()> {
-    for slot in memory.slots() {
-        memory.set_view_access(slot.range, false)?;
-        userfault.wake(slot.host, slot.range.len())?;
+impl Reach {
+    pub(crate) fn seal(&self) -> std::io::Result<()> {
+        self.lane.seal();
+        let Some(userfault) = &self.userfault else { return Ok(()) };
+        for slot in self.memory.slots() {
+            self.memory.set_view_access(slot.range, false)?;
+            userfault.wake(slot.host, slot.range.len())?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn dead(why: NoAnswer) -> SpaceError {
@@ -238,7 +293,7 @@ impl HeldPage {
     /// Guest memory, of which only [`HeldPage::range`] may be touched.
     #[must_use]
     pub fn memory(&self) -> &GuestMemoryMmap {
-        self.space.memory.backing()
+        self.space.reach.memory.backing()
     }
 }
 
@@ -250,7 +305,7 @@ impl Drop for HeldPage {
 
 impl MemoryPort for SpaceHandle {
     fn memory(&self) -> &GuestMemoryMmap {
-        self.memory.backing()
+        self.reach.memory.backing()
     }
 
     fn hold(&self, ranges: &[GpaRange], access: Protection) -> Result<(), SpaceError> {

@@ -4,7 +4,8 @@
 //! these rights. The **tables** ([`ept::tables::Tables`]) say what *is* there right now, in
 //! the format a processor walks. The tables are a cache of the map: they may forget
 //! anything at any time, because the next touch faults and asks again. Together they are
-//! the [`vmspace`], and the host mapping that KVM follows is kept in step by the [`mirror`].
+//! the [`vmspace`]. A software processor walks the tables itself ([`ept::view::View`]); the
+//! host mapping that KVM follows is kept in step by the [`mirror`].
 //!
 //! One actor, [`space_actor`], owns all of it, so the two never disagree in public; everybody
 //! else holds a [`handle::SpaceHandle`].
@@ -13,7 +14,9 @@
 //! operations) → `mirror.rs` and `host/` (what the host is told) → `space_actor.rs` (who may
 //! ask what, and how removals wait for their shootdown).
 
+pub mod completed;
 pub mod ept;
+mod fault_lane;
 pub mod handle;
 pub mod host;
 pub mod latency;

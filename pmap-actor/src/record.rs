@@ -1,6 +1,7 @@
 //! What the trace keeps of each nested fault.
 
-use actors::{Gpa, VcpuId};
+use actors::contract::space::FaultOrigin;
+use actors::{Access, Gpa, VcpuId};
 use serde::Serialize;
 
 use crate::vmspace::Served;
@@ -41,8 +42,10 @@ pub struct FaultRecord {
     pub vcpu: Option<VcpuId>,
     /// Where: the page.
     pub gpa: Gpa,
-    /// It was a store.
-    pub is_write: bool,
+    /// With what intent. (KVM tells a fetch from no load.)
+    pub access: Access,
+    /// What the vcpu was doing, where the engine says so. KVM's does not.
+    pub origin: Option<FaultOrigin>,
     /// What was done.
     pub action: Action,
     /// Pages that became reachable.

@@ -10,20 +10,25 @@
 //!
 //! # Why it cannot deadlock
 //!
-//! A vcpu may sleep in the kernel on a fault while this actor waits for that vcpu to come
-//! out. At CPL 3 the knock's signal brings it out; in KVM's own accesses on the guest's
+//! *On KVM* a vcpu may sleep in the kernel on a fault while this actor waits for that vcpu to
+//! come out. At CPL 3 the knock's signal brings it out; in KVM's own accesses on the guest's
 //! behalf it does not, and only an answer to the fault does. So faults are served first,
 //! and are served *while* a shootdown is on its way. They never get a frame or a table page
 //! that a ticket still carries: those come back only through [`VmSpace::give_back`]. Requests
 //! wait while a shootdown is on its way, so a range cannot be mapped again before its
 //! frames are free. Several removals that wait in the mailbox share one raise.
 //!
+//! *On the software engine* a vcpu comes out of the guest first, and then asks and waits
+//! (`fault_lane.rs`). No shootdown waits for a vcpu that is out, so there is no circle even if
+//! nobody served it meanwhile; it is served all the same, in the same place and under the
+//! same rules, because another vcpu's long trip is no reason to stand still.
+//!
 //! # How it waits
 //!
 //! For a ticket: it spins for [`SPIN_FOR_TICKET`], because an acknowledgement takes about
 //! as long as waking a sleeping thread, and then sleeps, because a vcpu that needs *this*
 //! cpu to come out would wait for a spinner for milliseconds. A vcpu that leaves the guest
-//! after a knock rings the bell (the dance's L3).
+//! after a knock rings the bell (the dance's L3), and so does a vcpu that asks.
 //!
 //! This file is the actor and its loop; `space_actor/` has what the loop does: `faults.rs`,
 //! `shootdowns.rs`, `requests.rs`.
@@ -44,16 +49,18 @@ use actors::doorbell::Doorbell;
 use actors::pulse::Pulse;
 use actors::threads::{self, Joined};
 use crossbeam_channel::{Receiver, Sender};
-use shootdown::{Domain, Tally};
+use shootdown::{Domain, Tally, Whom};
 use tracing::error;
 
 use self::shootdowns::OnItsWay;
+use crate::completed::Completed;
 use crate::ept::masks::PmapFlags;
-use crate::handle::{SpaceHandle, seal};
+use crate::fault_lane::FaultLane;
+use crate::handle::{Reach, SpaceHandle};
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::{NoUserfault, Userfault};
 use crate::latency::Latency;
-use crate::mirror::KvmMirror;
+use crate::mirror::{KvmMirror, Mirror, SoftMirror};
 use crate::record::FaultRecord;
 use crate::roster::Roster;
 use crate::vmspace::VmSpace;
@@ -79,19 +86,72 @@ const SHARED_RAISE: usize = 64;
 pub enum ShootdownMode {
     /// Only whoever may still use a removed translation from user space. On KVM the host
     /// kernel has flushed its own tables before the mirror's call returned, and no vcpu
-    /// thread caches translations: so nobody.
+    /// thread caches translations: so nobody. On the software engine every vcpu has a TLB of
+    /// its own: so everyone in the guest.
     #[default]
     Auto,
     /// Everyone in the guest, always: measures the protocol itself.
     Broadcast,
-    /// Nobody: leaves all of it to the host kernel.
+    /// Nobody: leaves all of it to the host kernel. KVM only.
     Kernel,
+}
+
+/// What realises the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consumer {
+    /// KVM, which follows the guest view; faults arrive on userfaultfd. Its tables are hidden,
+    /// so accessed and modified bits are always emulated.
+    Kvm {
+        /// For tests that a guest notices: leave the host mapping alone when translations are
+        /// removed.
+        skip_unmap: bool,
+    },
+    /// Vcpus that walk the tables themselves and ask for what is missing. Needs no privilege.
+    Soft {
+        /// Whether the walker sets accessed and dirty bits, as newer hardware does, or
+        /// faults where they are clear, as older hardware.
+        hardware_ad: bool,
+        /// Whether it takes 2 MiB leaves; a walker that does not finds them misconfigured.
+        superpages: bool,
+    },
+}
+
+impl Consumer {
+    /// The pmap's flags for it.
+    fn flags(self) -> PmapFlags {
+        match self {
+            Self::Kvm { .. } => PmapFlags::EMULATE_AD_BITS,
+            Self::Soft { hardware_ad, superpages } => {
+                let mut flags = PmapFlags::empty();
+                flags.set(PmapFlags::EMULATE_AD_BITS, !hardware_ad);
+                flags.set(PmapFlags::SUPERPAGES, superpages);
+                flags
+            }
+        }
+    }
+
+    /// Whom an invalidation knocks on.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::NoKernel`].
+    fn whom(self, mode: ShootdownMode) -> Result<Whom, StartError> {
+        match (mode, self) {
+            (ShootdownMode::Broadcast, _) | (ShootdownMode::Auto, Self::Soft { .. }) => {
+                Ok(Whom::Everyone)
+            }
+            (ShootdownMode::Auto | ShootdownMode::Kernel, Self::Kvm { .. }) => Ok(Whom::Nobody),
+            (ShootdownMode::Kernel, Self::Soft { .. }) => Err(StartError::NoKernel),
+        }
+    }
 }
 
 /// What a pmap actor is made of.
 pub struct SpaceConfig {
     /// The guest's memory.
     pub memory: Arc<GuestMemory>,
+    /// What realises the tables.
+    pub consumer: Consumer,
     /// The vcpus that share it.
     pub domain: Arc<Domain>,
     /// How to knock on them.
@@ -109,9 +169,6 @@ pub struct SpaceConfig {
     pub epoch: Instant,
     /// Where tidings go.
     pub tell: TellMachine,
-    /// For tests that a guest notices: leave the host mapping alone when translations are
-    /// removed.
-    pub skip_mirror_unmap: bool,
 }
 
 /// Why there is no pmap actor.
@@ -120,6 +177,12 @@ pub enum StartError {
     /// No userfaultfd.
     #[error(transparent)]
     Userfault(#[from] NoUserfault),
+    /// [`ShootdownMode::Kernel`] for [`Consumer::Soft`].
+    #[error(
+        "shootdowns cannot be left to the kernel on the software engine: its vcpus cache \
+         translations that no kernel knows of; use auto or broadcast"
+    )]
+    NoKernel,
     /// The host refused something else.
     #[error("the host refused to {what}: {why}")]
     Host {
@@ -131,33 +194,58 @@ pub enum StartError {
     },
 }
 
-/// Registers the guest view and starts the actor's thread.
+/// Starts the actor's thread; for KVM, it watches the guest view first.
 ///
 /// # Errors
 ///
 /// [`StartError`].
 pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Joined), StartError> {
-    let host = |what| move |why| StartError::Host { what, why };
-    let userfault = Arc::new(Userfault::open()?);
-    let mirror = KvmMirror::new(config.memory.clone(), userfault.clone(), config.skip_mirror_unmap)
-        .map_err(host("watch guest memory with userfaultfd"))?;
+    let whom = config.consumer.whom(config.mode)?;
+    let memory = config.memory.clone();
+    match config.consumer {
+        Consumer::Kvm { skip_unmap } => {
+            let userfault = Arc::new(Userfault::open()?);
+            let mirror = KvmMirror::new(memory, userfault.clone(), skip_unmap)
+                .map_err(host("watch guest memory with userfaultfd"))?;
+            start_with(config, whom, mirror, Some(userfault))
+        }
+        Consumer::Soft { .. } => start_with(config, whom, SoftMirror::new(memory), None),
+    }
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |why| StartError::Host { what, why }
+}
+
+fn start_with<M: Mirror + Send + 'static>(
+    config: SpaceConfig,
+    whom: Whom,
+    mirror: M,
+    userfault: Option<Arc<Userfault>>,
+) -> Result<(SpaceHandle, Joined), StartError> {
     let bell = Arc::new(Doorbell::new().map_err(host("make an eventfd"))?);
     let (requests, mailbox) = crossbeam_channel::bounded(MAILBOX);
-    let pulse = Pulse::default();
+    let memory = config.memory.clone();
+    let flags = config.consumer.flags();
+    let space = VmSpace::new(memory.clone(), flags, mirror, config.fault_around_pages);
+    let reach = Reach { memory, userfault, lane: Arc::default() };
     let handle = SpaceHandle {
         requests,
         bell: bell.clone(),
-        memory: config.memory.clone(),
-        userfault: userfault.clone(),
-        pulse: pulse.clone(),
+        reach: reach.clone(),
+        view: space.tables().view(),
+        completed: Completed::default(),
+        pulse: Pulse::default(),
     };
-    let flags = PmapFlags::EMULATE_AD_BITS;
     let actor = SpaceActor {
-        space: VmSpace::new(config.memory.clone(), flags, mirror, config.fault_around_pages),
-        userfault: userfault.clone(),
+        space,
+        userfault: reach.userfault.clone(),
+        lane: reach.lane.clone(),
         mailbox,
         bell,
-        pulse,
+        pulse: handle.pulse.clone(),
+        whom,
+        completed: handle.completed.clone(),
         on_its_way: None,
         set_aside: None,
         counted: Counted::default(),
@@ -167,19 +255,20 @@ pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Joined), StartError> {
         config,
     };
     let tell = actor.config.tell.clone();
-    let memory = actor.config.memory.clone();
     // The tracer ends when the last sender goes: that, too, must be heard as a consequence.
     let trace = actor.config.trace.clone();
     let ended = move |actor, ending| {
         let was_planned = ending == threads::Ending::Returned;
         // Told first: what the vcpus will say of the sealed memory is only a consequence.
         tell(Tidings::Gone { actor, ending });
-        // Closing the userfaultfd would let the kernel fill pages on its own. Unless this end
-        // was planned, nothing may be served any more.
-        if !was_planned && let Err(error) = seal(&memory, &userfault) {
+        if was_planned {
+            reach.lane.seal();
+        } else if let Err(error) = reach.seal() {
+            // Closing the userfaultfd would let the kernel fill pages on its own. Unless this
+            // end was planned, nothing may be served any more.
             error!(%error, "guest memory could not be sealed");
         }
-        drop((userfault, trace));
+        drop((reach, trace));
     };
     let thread = threads::spawn(ActorName::Pmap, ended, move || actor.run())
         .map_err(host("start a thread"))?;
@@ -194,12 +283,16 @@ struct Counted {
     shootdowns: Tally,
 }
 
-struct SpaceActor {
-    space: VmSpace<KvmMirror>,
-    userfault: Arc<Userfault>,
+struct SpaceActor<M> {
+    space: VmSpace<M>,
+    /// How KVM's faults arrive; vcpus of the software engine ask.
+    userfault: Option<Arc<Userfault>>,
+    lane: Arc<FaultLane>,
     mailbox: Receiver<SpaceRequest>,
     bell: Arc<Doorbell>,
     pulse: Pulse,
+    whom: Whom,
+    completed: Completed,
     on_its_way: Option<OnItsWay>,
     /// A request that was taken out of the mailbox too early.
     set_aside: Option<SpaceRequest>,
@@ -210,7 +303,7 @@ struct SpaceActor {
     config: SpaceConfig,
 }
 
-impl SpaceActor {
+impl<M: Mirror> SpaceActor<M> {
     fn run(mut self) {
         while !self.retired {
             self.pulse.beat();
@@ -252,15 +345,20 @@ impl SpaceActor {
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(-1);
         self.pulse.rest();
         let serves_faults = self.serves_faults();
-        let (mailbox, domain) = (&self.mailbox, &self.config.domain);
-        // While a shootdown is on its way mail does not count; its end does.
+        let (lane, mailbox, domain) = (&self.lane, &self.mailbox, &self.config.domain);
+        // While a shootdown is on its way mail does not count; its end does, and so do faults.
         let shootdown = &mut self.on_its_way;
-        let ready = || match shootdown {
-            Some(shootdown) => shootdown.is_over(domain),
-            None => !mailbox.is_empty(),
+        let ready = || {
+            let somebody_asks = serves_faults && !lane.is_empty();
+            somebody_asks
+                || match shootdown {
+                    Some(shootdown) => shootdown.is_over(domain),
+                    None => !mailbox.is_empty(),
+                }
         };
         // Poll passes over a negative descriptor.
-        let faults = if serves_faults { self.userfault.as_raw_fd() } else { -1 };
+        let watched = self.userfault.as_ref().filter(|_| serves_faults);
+        let faults = watched.map_or(-1, |userfault| userfault.as_raw_fd());
         let events = self.bell.sleep([faults], timeout, ready);
         if events[0] & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0 {
             self.host_failed("wait for faults", &io::Error::other("userfaultfd was closed"));

@@ -91,8 +91,8 @@ pub enum Unserved {
     #[error("nothing is mapped there")]
     Hole,
     /// The map allows loads there, but not this.
-    #[error("{0:?} is not allowed there")]
-    Forbidden(Access),
+    #[error("the access is not allowed there")]
+    Forbidden,
     /// The host refused; or it lost a page, which must never be served as zeroes.
     #[error("the host refused: {0}")]
     Host(#[from] io::Error),
@@ -161,7 +161,7 @@ impl<M: Mirror> VmSpace<M> {
             return Err(Unserved::Hole);
         }
         if !entry.protection.contains(access.needs()) {
-            return Err(Unserved::Forbidden(access));
+            return Err(Unserved::Forbidden);
         }
         let page = GpaRange::page_of(gpa);
         if self.tables.leaf(gpa).is_some() {

@@ -48,6 +48,14 @@ pub enum GuestFault {
         /// Where.
         at: Gpa,
     },
+    /// A fetch of an instruction from memory that the machine has made not executable.
+    #[error("{} executed guest-physical {at}, which is not executable", who(.vcpu))]
+    NotExecutable {
+        /// Who, where known.
+        vcpu: Option<VcpuId>,
+        /// Where.
+        at: Gpa,
+    },
     /// The engine met something it cannot run.
     #[error("{vcpu} cannot go on at rip {rip:#x}: {what}")]
     Engine {

@@ -2,11 +2,15 @@
 //!
 //! Every request that takes a translation away is answered only when its shootdown is
 //! complete: after the answer no vcpu can reach memory through what was removed.
+//!
+//! A vcpu of an engine that walks our tables itself asks for what it could not find there
+//! ([`SpaceRequest::Fault`]). It does so *out of the guest*, so no shootdown waits for it
+//! while it waits; and its request is served even while a shootdown is on its way.
 
 use tokio::sync::oneshot;
 
 use crate::contract::vcpu::Break;
-use crate::{Gpa, GpaRange, Protection};
+use crate::{Access, Gpa, GpaRange, Gva, Protection, VcpuId};
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, SpaceError>>;
@@ -31,6 +35,9 @@ pub enum SpaceError {
         /// What was wanted.
         wanted: Protection,
     },
+    /// The access that faulted has nothing to go to: no map entry, or one without rights.
+    #[error("there is no memory at guest-physical {0}")]
+    Hole(Gpa),
     /// Asked to unwire what is not wired, or to remove what is wired or held.
     #[error("guest-physical {range} is {state}")]
     WrongState {
@@ -130,6 +137,16 @@ pub enum SpaceRequest {
         /// Answer: what it cost.
         reply: Reply<RaiseTimes>,
     },
+    /// "My guest cannot go on without this." Asked by a vcpu that is out of the guest.
+    /// Answered when the tables allow the access; or, after the machine was told, with
+    /// why they never will: [`SpaceError::Hole`], [`SpaceError::Forbidden`],
+    /// [`SpaceError::Host`].
+    Fault {
+        /// What the engine met.
+        fault: NestedFault,
+        /// Answer.
+        reply: Reply<()>,
+    },
     /// "What have you counted?"
     Count {
         /// Answer.
@@ -141,6 +158,34 @@ pub enum SpaceRequest {
     Break(Break),
     /// "Close the fault channel and end."
     Retire,
+}
+
+/// An access that our tables did not allow, as an engine that walks them reports it: an EPT
+/// violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NestedFault {
+    /// Whose guest.
+    pub vcpu: VcpuId,
+    /// What it touched.
+    pub gpa: Gpa,
+    /// With what intent. (A walk that sets the guest's own accessed bits stores.)
+    pub access: Access,
+    /// How it came there.
+    pub origin: FaultOrigin,
+}
+
+/// What the vcpu was doing when it faulted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultOrigin {
+    /// The linear address that led there; none where there was none (a table walk that loads
+    /// cr3's entries in advance, for one).
+    pub gva: Option<Gva>,
+    /// The access was to the guest's own page tables, on the way to `gva`.
+    pub is_table_walk: bool,
+    /// Of the instruction.
+    pub rip: u64,
+    /// The guest's page tables.
+    pub cr3: u64,
 }
 
 /// When the pmap serves faults: always, save in tests that hold one open.
@@ -169,7 +214,7 @@ pub struct RaiseTimes {
 pub struct SpaceTally {
     /// Nested faults served, by what was done.
     pub faults: FaultTally,
-    /// From the fault's event to the ioctl that ended it.
+    /// From the moment the pmap saw the fault to the end of the call that resolved it.
     pub fault_service: Quantiles,
     /// Time spent serving faults, all together.
     pub fault_service_total_ns: u64,
@@ -217,7 +262,7 @@ pub struct FaultTally {
 pub struct ShootdownTally {
     /// Invalidations raised.
     pub raised: u64,
-    /// Signals sent to vcpus that were in the guest.
+    /// Knocks on vcpus that were in the guest.
     pub knocks: u64,
     /// From raise to last acknowledgement.
     pub latency: Quantiles,

@@ -1,19 +1,34 @@
 //! Serving nested faults: the only work that goes on while a shootdown waits.
+//!
+//! They come two ways: KVM's as events of userfaultfd, whose thread sleeps in the kernel; the
+//! software engine's as requests, whose vcpu has left the guest. Both are served alike.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use actors::contract::guest::{GuestFault, Tidings};
-use actors::contract::space::FaultService;
+use actors::contract::space::{FaultOrigin, FaultService, SpaceError};
 use actors::{Access, Gpa, VcpuId};
 
 use super::SpaceActor;
+use super::shootdowns::answer;
+use crate::fault_lane::Asked;
 use crate::host::userfault::{BATCH, Fault};
 use crate::latency::nanoseconds;
+use crate::mirror::Mirror;
 use crate::record::{Action, FaultRecord};
 use crate::vmspace::Unserved;
 
-impl SpaceActor {
+/// A fault, however it came.
+#[derive(Clone, Copy)]
+struct Met {
+    vcpu: Option<VcpuId>,
+    gpa: Gpa,
+    access: Access,
+    origin: Option<FaultOrigin>,
+}
+
+impl<M: Mirror> SpaceActor<M> {
     /// Always, save in tests that hold a fault open.
     pub(super) fn serves_faults(&self) -> bool {
         match self.fault_service {
@@ -24,9 +39,38 @@ impl SpaceActor {
     }
 
     pub(super) fn serve_faults(&mut self) -> bool {
+        let asked = self.serve_lane();
+        self.serve_userfaults() || asked
+    }
+
+    fn serve_lane(&mut self) -> bool {
+        let mut served = 0;
+        // As many at a time as of the others, so that neither kind starves anything else.
+        while served < BATCH
+            && let Some(asked) = self.lane.next()
+        {
+            self.serve_asked(asked);
+            served += 1;
+        }
+        served > 0
+    }
+
+    pub(super) fn serve_asked(&mut self, Asked { fault, reply }: Asked) {
+        let met = Met {
+            vcpu: Some(fault.vcpu),
+            gpa: fault.gpa,
+            access: fault.access,
+            origin: Some(fault.origin),
+        };
+        let served = self.serve(met);
+        answer(reply, served);
+    }
+
+    fn serve_userfaults(&mut self) -> bool {
+        let Some(userfault) = &self.userfault else { return false };
         let nothing = Fault { address: 0, is_write: false, is_write_protect: false, thread: 0 };
         let mut faults = [nothing; BATCH];
-        let count = match self.userfault.read(&mut faults) {
+        let count = match userfault.read(&mut faults) {
             Ok(count) => count,
             Err(error) => {
                 self.host_failed("report faults", &error);
@@ -34,37 +78,48 @@ impl SpaceActor {
             }
         };
         for fault in &faults[..count] {
-            self.serve_fault(fault);
+            self.serve_userfault(fault);
         }
         count > 0
     }
 
-    fn serve_fault(&mut self, fault: &Fault) {
-        let seen = Instant::now();
+    fn serve_userfault(&mut self, fault: &Fault) {
         let vcpu = self.config.roster.vcpu_of(fault.thread);
         let Some(gpa) = self.config.memory.gpa_of(fault.address) else {
             let why = io::Error::other(format!("a fault at {:#x}", fault.address));
             return self.host_failed("report faults of guest memory only", &why);
         };
         let is_write = fault.is_write || fault.is_write_protect;
-        let (action, pages) =
-            match self.space.fault(gpa, if is_write { Access::Write } else { Access::Read }) {
-                Ok(served) => Action::of(served),
-                Err(why) => {
-                    self.refuse(gpa, vcpu, why);
-                    (Action::Refused, 0)
-                }
-            };
+        let access = if is_write { Access::Write } else { Access::Read };
+        if self.serve(Met { vcpu, gpa, access, origin: None }).is_err()
+            && let Err(error) = self.space.refuse(gpa)
+        {
+            self.host_failed("end an access that is not allowed", &error);
+        }
+    }
+
+    /// Serves, counts and records. What cannot be allowed the machine hears of first; whoever
+    /// waits is told afterwards, by the caller.
+    fn serve(&mut self, met: Met) -> Result<(), SpaceError> {
+        let seen = Instant::now();
+        let (action, pages, result) = match self.space.fault(met.gpa, met.access) {
+            Ok(served) => {
+                let (action, pages) = Action::of(served);
+                (action, pages, Ok(()))
+            }
+            Err(why) => (Action::Refused, 0, Err(self.tell_refused(met, why))),
+        };
         let served = Instant::now();
         self.last_fault = served;
         let service = served - seen;
-        self.count_fault(action, pages, vcpu, service);
+        self.count_fault(action, pages, met.vcpu, service);
         if let Some(trace) = &self.config.trace {
             let record = FaultRecord {
                 time_ns: nanoseconds(seen - self.config.epoch),
-                vcpu,
-                gpa,
-                is_write,
+                vcpu: met.vcpu,
+                gpa: met.gpa,
+                access: met.access,
+                origin: met.origin,
                 action,
                 pages,
                 service_ns: nanoseconds(service),
@@ -73,6 +128,7 @@ impl SpaceActor {
             // that is gone has been reported by its own end.
             let _gone = trace.send(record);
         }
+        result
     }
 
     fn count_fault(&mut self, action: Action, pages: u64, vcpu: Option<VcpuId>, took: Duration) {
@@ -90,17 +146,28 @@ impl SpaceActor {
         *if vcpu.is_some() { &mut tally.vcpu_known } else { &mut tally.vcpu_unknown } += 1;
     }
 
-    /// The access cannot be allowed. The machine hears why before the vcpu's access fails.
-    fn refuse(&mut self, at: Gpa, vcpu: Option<VcpuId>, why: Unserved) {
+    /// The access cannot be allowed: tells the machine why, and says it in the words of an
+    /// answer.
+    fn tell_refused(&self, met: Met, why: Unserved) -> SpaceError {
+        let Met { vcpu, gpa: at, access, .. } = met;
+        let fault = |fault| (self.config.tell)(Tidings::Faulted(fault));
         match why {
-            Unserved::Hole => (self.config.tell)(Tidings::Faulted(GuestFault::Hole { vcpu, at })),
-            Unserved::Forbidden(_) => {
-                (self.config.tell)(Tidings::Faulted(GuestFault::ReadOnly { vcpu, at }));
+            Unserved::Hole => {
+                fault(GuestFault::Hole { vcpu, at });
+                SpaceError::Hole(at)
             }
-            Unserved::Host(error) => self.host_failed(&format!("serve the fault at {at}"), &error),
-        }
-        if let Err(error) = self.space.refuse(at) {
-            self.host_failed("end an access that is not allowed", &error);
+            Unserved::Forbidden => {
+                fault(match access {
+                    Access::Execute => GuestFault::NotExecutable { vcpu, at },
+                    // Memory without the right to load is a hole.
+                    Access::Read | Access::Write => GuestFault::ReadOnly { vcpu, at },
+                });
+                SpaceError::Forbidden { at, wanted: access.needs() }
+            }
+            Unserved::Host(error) => {
+                self.host_failed(&format!("serve the fault at {at}"), &error);
+                SpaceError::Host { what: "serve a fault", why: error.to_string() }
+            }
         }
     }
 }

@@ -8,10 +8,12 @@ use crossbeam_channel::TryRecvError;
 
 use super::shootdowns::{Waiting, answer};
 use super::{SHARED_RAISE, SpaceActor};
+use crate::fault_lane::Asked;
 use crate::latency::quantiles;
+use crate::mirror::Mirror;
 use crate::vmspace::Removed;
 
-impl SpaceActor {
+impl<M: Mirror> SpaceActor<M> {
     fn next_request(&mut self) -> Option<SpaceRequest> {
         if let Some(request) = self.set_aside.take() {
             return Some(request);
@@ -54,6 +56,8 @@ impl SpaceActor {
             SpaceRequest::Mapping { at, reply } => {
                 answer(reply, Ok(self.space.tables().chain(at)));
             }
+            // A handle puts these into their own lane, where they need not wait.
+            SpaceRequest::Fault { fault, reply } => self.serve_asked(Asked { fault, reply }),
             SpaceRequest::Count { reply } => drop(reply.send(self.tally())),
             SpaceRequest::SetFaultService(when) => self.fault_service = when,
             SpaceRequest::Break(how) => how.happen(),

@@ -5,10 +5,11 @@ use std::time::Instant;
 use actors::contract::guest::Tidings;
 use actors::contract::space::{RaiseTimes, Reply, SpaceError};
 use actors::{ActorName, VcpuId};
-use shootdown::{Domain, Overdue, Ticket, Whom};
+use shootdown::{Domain, Generation, Overdue, Ticket};
 
-use super::{OVERDUE, ShootdownMode, SpaceActor};
+use super::{OVERDUE, SpaceActor};
 use crate::latency::nanoseconds;
+use crate::mirror::Mirror;
 use crate::vmspace::Removed;
 
 /// Who waits for a shootdown, and for what answer.
@@ -23,6 +24,7 @@ pub(super) struct OnItsWay {
     ticket: Option<Ticket<Removed>>,
     /// From then on.
     removed: Option<Removed>,
+    generation: Generation,
     pub(super) raised_at: Instant,
     knocked: u32,
     waiting: Vec<Waiting>,
@@ -42,22 +44,19 @@ impl OnItsWay {
     }
 }
 
-impl SpaceActor {
+impl<M: Mirror> SpaceActor<M> {
     /// Starts the shootdown of what was removed; answers at once where nothing was.
     pub(super) fn raise(&mut self, removed: Removed, waiting: Vec<Waiting>) {
         let raised_at = Instant::now();
-        let whom = match self.config.mode {
-            ShootdownMode::Broadcast => Whom::Everyone,
-            ShootdownMode::Auto | ShootdownMode::Kernel => Whom::Nobody,
-        };
         let mut knocked = 0;
         let roster = &self.config.roster;
-        let ticket = self.config.domain.raise(removed, whom, |seat| {
+        let ticket = self.config.domain.raise(removed, self.whom, |seat| {
             roster.knock(seat);
             knocked += 1;
         });
         self.counted.shootdowns.raised(usize::try_from(knocked).unwrap_or(usize::MAX));
         self.on_its_way = Some(OnItsWay {
+            generation: ticket.target(),
             ticket: Some(ticket),
             removed: None,
             raised_at,
@@ -78,6 +77,8 @@ impl SpaceActor {
         }
         let completion = shootdown.raised_at.elapsed();
         self.counted.shootdowns.completed(completion);
+        // There is one shootdown at a time, so all before this one are over, too.
+        self.completed.reached(shootdown.generation);
         let given = shootdown.removed.map_or(Ok(()), |removed| self.space.give_back(removed));
         let times =
             RaiseTimes { completion_ns: nanoseconds(completion), knocked: shootdown.knocked };
