@@ -1,0 +1,152 @@
+//! Which page frames hold code that some processor has decoded, and whether it changed since.
+//!
+//! # The dance
+//!
+//! Each frame has a word: a version, and a mark that says "somebody decoded instructions from here". A trace
+//! carries the version it was decoded at and is used only while the frame still has it.
+//!
+//! ```text
+//!   who decodes                               who stores
+//!   D1  mark the word, take its version       S1  translation says "marked": slow path
+//!   D2  marks += 1 (if newly marked)          S2  store the bytes
+//!   D3  has everybody seen the marks?         S3  version += 1, mark off, in one step
+//!   D4  read the bytes, decode
+//!   D5  keep the trace, if D3 said yes
+//! ```
+//!
+//! D1 before S3: the trace has the old version and is never used again. D1 after S3: the bytes read at D4 are
+//! the new ones (S3 releases S2, D1 acquires).
+//!
+//! A processor's translation for stores says "not marked" until it is flushed, so after D2 every other
+//! processor must drop those translations before the trace may be kept: each looks at `marks` between two
+//! traces ([`Reader::catch_up`]) and publishes what it has seen. Until all processors in the guest have seen
+//! the mark, the decoder runs its trace once and throws it away. (Asked at D3, not after: a store between D4 and the
+//! storer's look would be lost.)
+//!
+//! The fences: D2, fence, D3 against "publish out of the guest / seen", fence, stores: the same "set mine,
+//! look at yours" as everywhere here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+const MARK: u32 = 1;
+
+/// What `seen` says of a processor that is out of the guest: it will catch up on its way in.
+const OUT: u64 = u64::MAX;
+
+/// Shared by all processors of a guest.
+#[derive(Debug)]
+pub struct CodeMap {
+    frames: Box<[AtomicU32]>,
+    marks: AtomicU64,
+    seen: Box<[AtomicU64]>,
+    /// Held by locked accesses that cross a page, which no single instruction of ours can do.
+    pub(crate) split_lock: parking_lot::Mutex<()>,
+}
+
+impl CodeMap {
+    /// For so many 4 KiB frames and processors.
+    #[must_use]
+    pub fn new(frames: usize, processors: usize) -> Arc<Self> {
+        Arc::new(Self {
+            frames: (0..frames).map(|_| AtomicU32::new(0)).collect(),
+            marks: AtomicU64::new(0),
+            seen: (0..processors).map(|_| AtomicU64::new(OUT)).collect(),
+            split_lock: parking_lot::Mutex::new(()),
+        })
+    }
+
+    fn word(&self, frame: u32) -> &AtomicU32 {
+        &self.frames[frame as usize]
+    }
+
+    /// How many processors share it.
+    #[must_use]
+    pub fn processors(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// The version of what is in `frame`. A trace of another version is stale.
+    #[inline(always)]
+    pub(crate) fn version(&self, frame: u32) -> u32 {
+        // Acquire pairs with the update in `changed`.
+        self.word(frame).load(Ordering::Acquire) & !MARK
+    }
+
+    /// Whether somebody decoded instructions from it.
+    pub(crate) fn is_marked(&self, frame: u32) -> bool {
+        self.word(frame).load(Ordering::Acquire) & MARK != 0
+    }
+
+    /// D1 and D2: returns the version, and whether the mark is new.
+    pub(crate) fn mark(&self, frame: u32) -> (u32, bool) {
+        let before = self.word(frame).fetch_or(MARK, Ordering::AcqRel);
+        let is_new = before & MARK == 0;
+        if is_new {
+            self.marks.fetch_add(1, Ordering::AcqRel);
+            fence(Ordering::SeqCst);
+        }
+        (before & !MARK, is_new)
+    }
+
+    /// S3, after the bytes are stored. Also for whoever writes from outside: a device, a pager.
+    pub fn changed(&self, frame: u32) {
+        let advance = |word: u32| Some((word & !MARK).wrapping_add(2));
+        // AcqRel: releases the bytes to whoever marks the frame next.
+        let _always = self.word(frame).fetch_update(Ordering::AcqRel, Ordering::Acquire, advance);
+    }
+
+    /// Whether every processor that could still hold a translation from before the newest mark has
+    /// dropped it.
+    pub(crate) fn everybody_saw(&self, own: usize) -> bool {
+        let marks = self.marks.load(Ordering::Acquire);
+        self.seen
+            .iter()
+            .enumerate()
+            .all(|(index, seen)| index == own || seen.load(Ordering::Acquire) >= marks)
+    }
+}
+
+/// One processor's view of the marks.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) map: Arc<CodeMap>,
+    own: usize,
+    seen: u64,
+}
+
+impl Reader {
+    pub(crate) fn new(map: Arc<CodeMap>, own: usize) -> Self {
+        Self { map, own, seen: 0 }
+    }
+
+    /// Between two traces: whether translations for stores must be dropped before the next one.
+    #[inline(always)]
+    pub(crate) fn is_behind(&self) -> bool {
+        self.map.marks.load(Ordering::Acquire) != self.seen
+    }
+
+    /// They were dropped.
+    pub(crate) fn catch_up(&mut self) {
+        self.seen = self.map.marks.load(Ordering::Acquire);
+        self.map.seen[self.own].store(self.seen, Ordering::Release);
+    }
+
+    /// On the way into the guest; translations for stores must be dropped after this.
+    pub(crate) fn enter(&mut self) {
+        self.map.seen[self.own].store(0, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.seen = self.map.marks.load(Ordering::Acquire);
+        self.map.seen[self.own].store(self.seen, Ordering::Release);
+    }
+
+    /// On the way out.
+    pub(crate) fn leave(&self) {
+        self.map.seen[self.own].store(OUT, Ordering::Release);
+    }
+
+    /// Whether a trace of a newly marked frame may be kept.
+    pub(crate) fn may_keep(&self) -> bool {
+        self.map.everybody_saw(self.own)
+    }
+}

@@ -1,0 +1,198 @@
+//! Touching guest memory: the only place where an address becomes an access.
+//!
+//! # Invariant
+//!
+//! A [`HostPage`] is the host address of 4 KiB that stay mapped, readable and writable, for as long as the
+//! processor that was given it may use it: until its owner has flushed it ([`crate::Processor::flush`]), or
+//! dropped it. Whoever makes one promises that ([`HostPage::new`]). No Rust reference into guest memory
+//! exists anywhere: other virtual processors, the loader and the devices change it at any time.
+//!
+//! Therefore every access is one machine instruction of its width, written as assembly: it may be unaligned,
+//! it cannot be torn by the compiler, and it has the memory order of the processor that is being
+//! imitated, because it is executed by one of the same kind (x86-64 on both sides).
+
+#![expect(unsafe_code, reason = "accesses to memory that a guest shares with us")]
+
+use std::arch::asm;
+
+use crate::width::Width;
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
+/// 4 KiB of guest memory, as the host sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPage(u64);
+
+impl HostPage {
+    /// The page at `address`.
+    ///
+    /// # Safety
+    ///
+    /// `address` is page-aligned, and the 4,096 bytes there keep the module's invariant.
+    #[must_use]
+    pub unsafe fn new(address: *mut u8) -> Self {
+        debug_assert_eq!(address.addr() as u64 % PAGE, 0);
+        Self(address.expose_provenance() as u64)
+    }
+
+    /// Where `offset` (below 4,096) is.
+    #[inline(always)]
+    #[must_use]
+    pub fn at(self, offset: u64) -> HostAddress {
+        HostAddress(self.0 | offset & (PAGE - 1))
+    }
+
+    /// What to add to an address of the guest's page `page` to get the host's.
+    #[inline(always)]
+    pub(crate) fn addend(self, page: u64) -> u64 {
+        self.0.wrapping_sub(page)
+    }
+}
+
+/// An address inside a [`HostPage`]; whoever makes one has seen to it that the access ends in the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress(u64);
+
+impl HostAddress {
+    /// From a translation that hit: `addend` came from [`HostPage::addend`] of the page of `address`.
+    #[inline(always)]
+    pub(crate) fn of_hit(address: u64, addend: u64) -> Self {
+        Self(address.wrapping_add(addend))
+    }
+
+    /// As a number.
+    #[cfg(test)]
+    pub(crate) fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// `bytes` further on, in the same page.
+    #[inline(always)]
+    pub(crate) fn plus(self, bytes: u64) -> Self {
+        debug_assert!(self.0 % PAGE + bytes < PAGE);
+        Self(self.0 + bytes)
+    }
+
+    /// Reads.
+    #[inline(always)]
+    #[must_use]
+    pub fn load<W: Width>(self) -> u64 {
+        let value: u64;
+        // SAFETY: the address is in a page that keeps the module's invariant, and so is its end.
+        unsafe {
+            match W::BYTES {
+                1 => asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) self.0,
+                    options(nostack, preserves_flags, readonly)),
+                2 => asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) self.0,
+                    options(nostack, preserves_flags, readonly)),
+                4 => asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) self.0,
+                    options(nostack, preserves_flags, readonly)),
+                _ => asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) self.0,
+                    options(nostack, preserves_flags, readonly)),
+            }
+        }
+        value
+    }
+
+    /// Writes.
+    #[inline(always)]
+    pub fn store<W: Width>(self, value: u64) {
+        // SAFETY: as for `load`.
+        unsafe {
+            match W::BYTES {
+                1 => {
+                    asm!("mov byte ptr [{1}], {0}", in(reg_byte) value.to_le_bytes()[0], in(reg) self.0,
+                    options(nostack, preserves_flags))
+                }
+                2 => asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) self.0,
+                    options(nostack, preserves_flags)),
+                4 => asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) self.0,
+                    options(nostack, preserves_flags)),
+                _ => asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) self.0,
+                    options(nostack, preserves_flags)),
+            }
+        }
+    }
+
+    /// Replaces `old` by `new` in one locked step; returns what was there. Any alignment.
+    #[inline(always)]
+    #[must_use]
+    pub fn compare_exchange<W: Width>(self, old: u64, new: u64) -> u64 {
+        let before: u64;
+        // SAFETY: as for `load`.
+        unsafe {
+            match W::BYTES {
+                1 => {
+                    let low: u8;
+                    asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new.to_le_bytes()[0],
+                        in(reg) self.0, inout("al") old.to_le_bytes()[0] => low, options(nostack));
+                    before = u64::from(low);
+                }
+                2 => asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) self.0,
+                    inout("rax") old => before, options(nostack)),
+                4 => asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) self.0,
+                    inout("rax") old => before, options(nostack)),
+                _ => asm!("lock cmpxchg qword ptr [{1}], {0}", in(reg) new, in(reg) self.0,
+                    inout("rax") old => before, options(nostack)),
+            }
+        }
+        before & W::MASK
+    }
+
+    /// Puts `value` there in one locked step; returns what was there. Any alignment.
+    #[inline(always)]
+    #[must_use]
+    pub fn exchange<W: Width>(self, value: u64) -> u64 {
+        let mut before = value;
+        // SAFETY: as for `load`.
+        unsafe {
+            match W::BYTES {
+                1 => {
+                    let mut low = value.to_le_bytes()[0];
+                    asm!("xchg byte ptr [{1}], {0}", inout(reg_byte) low, in(reg) self.0,
+                        options(nostack, preserves_flags));
+                    before = u64::from(low);
+                }
+                2 => asm!("xchg word ptr [{1}], {0:x}", inout(reg) before, in(reg) self.0,
+                    options(nostack, preserves_flags)),
+                4 => asm!("xchg dword ptr [{1}], {0:e}", inout(reg) before, in(reg) self.0,
+                    options(nostack, preserves_flags)),
+                _ => asm!("xchg qword ptr [{1}], {0}", inout(reg) before, in(reg) self.0,
+                    options(nostack, preserves_flags)),
+            }
+        }
+        before & W::MASK
+    }
+
+    /// Copies `bytes` to here from `from`, upwards, a byte at a time as far as anybody can tell.
+    /// Both ranges end in their pages.
+    #[inline]
+    pub fn copy_from(self, from: Self, bytes: u64) {
+        debug_assert!(self.0 % PAGE + bytes <= PAGE && from.0 % PAGE + bytes <= PAGE);
+        // SAFETY: as for `load`, for `bytes` bytes, as the caller has seen to (asserted in debug builds).
+        unsafe {
+            asm!("rep movsb", inout("rcx") bytes => _, inout("rdi") self.0 => _, inout("rsi") from.0 => _,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    /// Stores `count` copies of `value`, upwards. They end in the page.
+    #[inline]
+    pub fn fill<W: Width>(self, value: u64, count: u64) {
+        debug_assert!(self.0 % PAGE + count * W::BYTES as u64 <= PAGE);
+        // SAFETY: as for `copy_from`.
+        unsafe {
+            match W::BYTES {
+                1 => asm!("rep stosb", inout("rcx") count => _, inout("rdi") self.0 => _,
+                    in("rax") value, options(nostack, preserves_flags)),
+                2 => asm!("rep stosw", inout("rcx") count => _, inout("rdi") self.0 => _,
+                    in("rax") value, options(nostack, preserves_flags)),
+                4 => asm!("rep stosd", inout("rcx") count => _, inout("rdi") self.0 => _,
+                    in("rax") value, options(nostack, preserves_flags)),
+                _ => asm!("rep stosq", inout("rcx") count => _, inout("rdi") self.0 => _,
+                    in("rax") value, options(nostack, preserves_flags)),
+            }
+        }
+    }
+}

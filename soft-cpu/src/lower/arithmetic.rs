@@ -1,0 +1,237 @@
+//! Sums, differences and logic: `add` to `cmp`, `test`, `inc`, `dec`, `neg`, `not`, and their locked forms.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use super::{Found, Place, by_width, bytes_of, goes_on, immediate, is_memory, register};
+use crate::cpu::Cpu;
+use crate::flags::{self, Flags};
+use crate::op::{Done, Handler, Op};
+use crate::width::Width;
+
+/// An operation with two operands.
+trait Binary: 'static {
+    /// Whether the destination gets the result.
+    const WRITES: bool = true;
+    /// The result and the flags after it.
+    fn apply<W: Width>(flags: Flags, a: u64, b: u64) -> (u64, Flags);
+}
+
+macro_rules! binaries {
+    ($($name:ident: $writes:literal |$flags:ident, $a:ident, $b:ident, $width:ident| $body:expr;)*) => {$(
+        struct $name;
+        impl Binary for $name {
+            const WRITES: bool = $writes;
+            #[inline(always)]
+            fn apply<$width: Width>($flags: Flags, $a: u64, $b: u64) -> (u64, Flags) {
+                let _ = $flags;
+                $body
+            }
+        }
+    )*};
+}
+
+binaries! {
+    Add: true |flags, a, b, W| flags::add::<W>(a, b, false);
+    Adc: true |flags, a, b, W| flags::add::<W>(a, b, flags.carry());
+    Sub: true |flags, a, b, W| flags::subtract::<W>(a, b, false);
+    Sbb: true |flags, a, b, W| flags::subtract::<W>(a, b, flags.carry());
+    Cmp: false |flags, a, b, W| flags::subtract::<W>(a, b, false);
+    And: true |flags, a, b, W| (a & b, Flags::logical::<W>(a & b));
+    Or: true |flags, a, b, W| (a | b, Flags::logical::<W>(a | b));
+    Xor: true |flags, a, b, W| (a ^ b, Flags::logical::<W>(a ^ b));
+    Test: false |flags, a, b, W| (a & b, Flags::logical::<W>(a & b));
+}
+
+/// An operation with one operand.
+trait Unary: 'static {
+    fn apply<W: Width>(flags: Flags, a: u64) -> (u64, Flags);
+}
+
+macro_rules! unaries {
+    ($($name:ident: |$flags:ident, $a:ident, $width:ident| $body:expr;)*) => {$(
+        struct $name;
+        impl Unary for $name {
+            #[inline(always)]
+            fn apply<$width: Width>($flags: Flags, $a: u64) -> (u64, Flags) {
+                $body
+            }
+        }
+    )*};
+}
+
+unaries! {
+    Inc: |flags, a, W| {
+        let (result, after) = flags::add::<W>(a, 1, false);
+        (result, after.keep_carry_of(flags))
+    };
+    Dec: |flags, a, W| {
+        let (result, after) = flags::subtract::<W>(a, 1, false);
+        (result, after.keep_carry_of(flags))
+    };
+    Neg: |_flags, a, W| flags::subtract::<W>(0, a, false);
+    Not: |flags, a, W| (!a & W::MASK, flags);
+}
+
+pub(super) fn lower(i: &Instruction, op: &mut Op, _place: &Place) -> Option<Found> {
+    let handler = match i.mnemonic() {
+        Mnemonic::Add => binary::<Add>(i, op),
+        Mnemonic::Adc => binary::<Adc>(i, op),
+        Mnemonic::Sub => binary::<Sub>(i, op),
+        Mnemonic::Sbb => binary::<Sbb>(i, op),
+        Mnemonic::Cmp => binary::<Cmp>(i, op),
+        Mnemonic::And => binary::<And>(i, op),
+        Mnemonic::Or => binary::<Or>(i, op),
+        Mnemonic::Xor => binary::<Xor>(i, op),
+        Mnemonic::Test => binary::<Test>(i, op),
+        Mnemonic::Inc => unary::<Inc>(i, op),
+        Mnemonic::Dec => unary::<Dec>(i, op),
+        Mnemonic::Neg => unary::<Neg>(i, op),
+        Mnemonic::Not => unary::<Not>(i, op),
+        _ => return None,
+    };
+    goes_on(handler?)
+}
+
+fn binary<O: Binary>(i: &Instruction, op: &mut Op) -> Option<Handler> {
+    let bytes = bytes_of(i, 0);
+    let lock = i.has_lock_prefix();
+    if let Some(value) = immediate(i, 1) {
+        op.imm = value;
+        if let Some(dst) = register(i, 0) {
+            op.dst = dst;
+            return by_width!(bytes, register_immediate::<O>);
+        }
+        return if lock {
+            by_width!(bytes, locked_immediate::<O>)
+        } else {
+            by_width!(bytes, memory_immediate::<O>)
+        };
+    }
+    match (register(i, 0), register(i, 1)) {
+        (Some(dst), Some(src)) => {
+            (op.dst, op.src) = (dst, src);
+            by_width!(bytes, register_register::<O>)
+        }
+        (Some(dst), None) if is_memory(i, 1) => {
+            op.dst = dst;
+            by_width!(bytes, register_memory::<O>)
+        }
+        (None, Some(src)) if is_memory(i, 0) => {
+            op.src = src;
+            if lock {
+                by_width!(bytes, locked_register::<O>)
+            } else {
+                by_width!(bytes, memory_register::<O>)
+            }
+        }
+        _ => None,
+    }
+}
+
+fn unary<O: Unary>(i: &Instruction, op: &mut Op) -> Option<Handler> {
+    let bytes = bytes_of(i, 0);
+    match register(i, 0) {
+        Some(dst) => {
+            op.dst = dst;
+            by_width!(bytes, unary_register::<O>)
+        }
+        None if i.has_lock_prefix() => by_width!(bytes, unary_locked::<O>),
+        None => by_width!(bytes, unary_memory::<O>),
+    }
+}
+
+fn register_register<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let (result, flags) = O::apply::<W>(cpu.flags, cpu.get::<W>(op.dst), cpu.get::<W>(op.src));
+    cpu.flags = flags;
+    if O::WRITES {
+        cpu.set::<W>(op.dst, result);
+    }
+    Ok(())
+}
+
+fn register_immediate<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let (result, flags) = O::apply::<W>(cpu.flags, cpu.get::<W>(op.dst), op.imm & W::MASK);
+    cpu.flags = flags;
+    if O::WRITES {
+        cpu.set::<W>(op.dst, result);
+    }
+    Ok(())
+}
+
+fn register_memory<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let b = cpu.load::<W>(op)?;
+    let (result, flags) = O::apply::<W>(cpu.flags, cpu.get::<W>(op.dst), b);
+    cpu.flags = flags;
+    if O::WRITES {
+        cpu.set::<W>(op.dst, result);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn memory<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op, b: u64) -> Done {
+    if !O::WRITES {
+        let a = cpu.load::<W>(op)?;
+        cpu.flags = O::apply::<W>(cpu.flags, a, b).1;
+        return Ok(());
+    }
+    let address = cpu.address(op);
+    let operand = cpu.open::<W>(address, op.segment)?;
+    let a = cpu.peek::<W>(operand)?;
+    let (result, flags) = O::apply::<W>(cpu.flags, a, b);
+    cpu.poke::<W>(operand, result)?;
+    cpu.flags = flags;
+    Ok(())
+}
+
+fn memory_register<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let b = cpu.get::<W>(op.src);
+    memory::<O, W>(cpu, op, b)
+}
+
+fn memory_immediate<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    memory::<O, W>(cpu, op, op.imm & W::MASK)
+}
+
+#[inline(always)]
+fn locked<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op, b: u64) -> Done {
+    let before = cpu.flags;
+    let address = cpu.address(op);
+    let old = cpu.modify::<W>(address, op.segment, |a| O::apply::<W>(before, a, b).0)?;
+    cpu.flags = O::apply::<W>(before, old, b).1;
+    Ok(())
+}
+
+fn locked_register<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let b = cpu.get::<W>(op.src);
+    locked::<O, W>(cpu, op, b)
+}
+
+fn locked_immediate<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    locked::<O, W>(cpu, op, op.imm & W::MASK)
+}
+
+fn unary_register<O: Unary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let (result, flags) = O::apply::<W>(cpu.flags, cpu.get::<W>(op.dst));
+    cpu.flags = flags;
+    cpu.set::<W>(op.dst, result);
+    Ok(())
+}
+
+fn unary_memory<O: Unary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let address = cpu.address(op);
+    let operand = cpu.open::<W>(address, op.segment)?;
+    let a = cpu.peek::<W>(operand)?;
+    let (result, flags) = O::apply::<W>(cpu.flags, a);
+    cpu.poke::<W>(operand, result)?;
+    cpu.flags = flags;
+    Ok(())
+}
+
+fn unary_locked<O: Unary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let before = cpu.flags;
+    let address = cpu.address(op);
+    let old = cpu.modify::<W>(address, op.segment, |a| O::apply::<W>(before, a).0)?;
+    cpu.flags = O::apply::<W>(before, old).1;
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! Recent answers of the nested tables, for the guest's own page tables above all: a walk in two dimensions
+//! would otherwise read twenty-four entries. Emptied with the generation, like every other translation.
+
+use crate::guest_memory::PAGE;
+use crate::nested::NestedPage;
+
+const ENTRIES: usize = 512;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Page number and epoch.
+    tag: u64,
+    page: NestedPage,
+}
+
+/// Guest-physical page to host page.
+pub(crate) struct NestedCache {
+    entries: Box<[Option<Entry>; ENTRIES]>,
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
+fn index(gpa: u64) -> usize {
+    (gpa / PAGE) as usize & (ENTRIES - 1)
+}
+
+impl NestedCache {
+    pub(crate) fn new() -> Self {
+        Self { entries: Box::new([None; ENTRIES]) }
+    }
+
+    pub(crate) fn get(&self, gpa: u64) -> Option<NestedPage> {
+        let entry = self.entries[index(gpa)].as_ref()?;
+        (entry.tag == gpa / PAGE).then_some(entry.page)
+    }
+
+    pub(crate) fn put(&mut self, gpa: u64, page: NestedPage) {
+        self.entries[index(gpa)] = Some(Entry { tag: gpa / PAGE, page });
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.entries.fill(None);
+    }
+}

@@ -1,0 +1,335 @@
+//! The loop: trace after trace, and between two of them whatever else wants the processor.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::code_map::CodeMap;
+use crate::cpu::{After, Cpu, attend, slot};
+use crate::event::{
+    Access, DeviceAccess, Event, Exception, Misconfiguration, NestedFault, StaleUse,
+};
+use crate::flags;
+use crate::nested::SecondStage;
+use crate::surroundings::Surroundings;
+use crate::trace_cache::TraceCache;
+
+/// Traces between two looks at the clock: some 20 us.
+const TRACES_PER_LOOK: u32 = 512;
+
+/// Why [`Processor::run`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The flag was up.
+    Knocked,
+    /// Nothing; run it again.
+    Again,
+    /// The guest sleeps until an interrupt. Run it again when there may be one.
+    Halted,
+    /// A port is written. Nothing to answer.
+    PortWrite(DeviceAccess),
+    /// A port is read: [`Processor::answer`] before running on.
+    PortRead(DeviceAccess),
+    /// A device's memory is read or written: answer before running on.
+    Mmio(DeviceAccess),
+    /// A string instruction reads or writes a port: answer before running on.
+    StringPort(DeviceAccess),
+    /// The nested tables refuse an access. Run on once they allow it.
+    Nested(NestedFault),
+    /// The nested tables are broken.
+    Misconfigured(Misconfiguration),
+    /// Page tables or instructions are where no memory is.
+    NoMemory {
+        /// The guest-physical address.
+        gpa: u64,
+        /// What was tried.
+        access: Access,
+        /// The instruction.
+        rip: u64,
+    },
+    /// Three faults in a row.
+    TripleFault,
+    /// The checking mode caught a stale translation.
+    Stale(StaleUse),
+}
+
+/// A processor and the code it has decoded.
+pub struct Processor {
+    /// Its state. Look and change only while it is not running.
+    pub cpu: Cpu,
+    cache: TraceCache,
+    /// The next instruction runs alone: it stores into its own page, or is done again with a device's answer.
+    alone: bool,
+    /// What a [`Stop`] asks for.
+    asked: Option<DeviceAccess>,
+}
+
+impl Processor {
+    /// As after power-on.
+    #[must_use]
+    pub fn new(
+        surroundings: Box<dyn Surroundings>,
+        second_stage: Box<dyn SecondStage>,
+        code: Arc<CodeMap>,
+        own: usize,
+    ) -> Self {
+        Self {
+            cpu: Cpu::new(surroundings, second_stage, code, own),
+            cache: TraceCache::new(),
+            alone: false,
+            asked: None,
+        }
+    }
+
+    /// From now on every use of a cached translation is compared with the tables.
+    pub fn check_translations(&mut self) {
+        self.cpu.checker = Some(Box::default());
+        self.cpu.flush_translations();
+    }
+
+    /// How many uses were compared.
+    #[must_use]
+    pub fn compared(&self) -> u64 {
+        self.cpu.checker.as_ref().map_or(0, |checker| checker.compared)
+    }
+
+    /// Traces decoded so far.
+    #[must_use]
+    pub fn traces_decoded(&self) -> u64 {
+        self.cache.decoded
+    }
+
+    /// Forgets every translation, and everything decoded: the nested tables have changed.
+    pub fn flush(&mut self) {
+        self.cpu.flush_translations();
+        self.cpu.nested.flush();
+        self.cache.clear();
+    }
+
+    /// Answers the device access that the last stop asked for. For a write, `value` is ignored.
+    pub fn answer(&mut self, value: u64) {
+        let Some(access) = self.asked.take() else { return };
+        if let After::PortRead(_) = self.cpu.after {
+            self.cpu.after = After::Nothing;
+            match access.bytes {
+                1 => self.cpu.set::<crate::width::B1>(0, value),
+                2 => self.cpu.set::<crate::width::B2>(0, value),
+                _ => self.cpu.set::<crate::width::B4>(0, value),
+            }
+            return;
+        }
+        let value = access.value.unwrap_or(value);
+        self.cpu.replay.answer(DeviceAccess { value: Some(value), ..access });
+        self.alone = true;
+    }
+
+    /// Whether an instruction is half done and waits to be done again.
+    #[must_use]
+    pub fn owes_completion(&self) -> bool {
+        self.asked.is_some() || self.cpu.replay.is_pending()
+    }
+
+    /// Runs until something is wanted, or `knock` is not 0. At least one instruction is done unless it is up
+    /// from the start.
+    pub fn run(&mut self, knock: &AtomicU8) -> Stop {
+        self.cpu.code.enter();
+        self.cpu.writes.flush();
+        let stop = self.run_inside(knock);
+        self.cpu.code.leave();
+        stop
+    }
+
+    fn run_inside(&mut self, knock: &AtomicU8) -> Stop {
+        let mut traces_left = TRACES_PER_LOOK;
+        // What came while the processor was out.
+        self.cpu.attend |= attend::INTERRUPT;
+        loop {
+            // Relaxed: the signal of a knock orders nothing but itself; what it announces is read after leaving.
+            if knock.load(Ordering::Relaxed) != 0 {
+                return Stop::Knocked;
+            }
+            if self.cpu.attend != 0
+                && let Some(stop) = self.attend()
+            {
+                return stop;
+            }
+            traces_left -= 1;
+            if traces_left == 0 {
+                traces_left = TRACES_PER_LOOK;
+                self.cpu.attend |= attend::INTERRUPT;
+                continue;
+            }
+            if self.cpu.code.is_behind() {
+                self.cpu.writes.flush();
+                self.cpu.code.catch_up();
+            }
+            let stepping = self.cpu.attend & attend::STEP != 0;
+            if let Some(stop) = self.step() {
+                return stop;
+            }
+            if stepping && let Some(stop) = self.trap() {
+                return stop;
+            }
+        }
+    }
+
+    /// One instruction was done with TF set before it.
+    #[cold]
+    fn trap(&mut self) -> Option<Stop> {
+        /// Single step, in DR6.
+        const BS: u64 = 1 << 14;
+        if self.alone || self.cpu.event != Event::None {
+            return None;
+        }
+        self.cpu.dr[6] |= BS;
+        self.except(Exception::plain(1))
+    }
+
+    /// One trace.
+    #[inline(always)]
+    fn step(&mut self) -> Option<Stop> {
+        let cached =
+            if self.alone || self.cpu.attend & attend::STEP != 0 || self.cpu.checker.is_some() {
+                None
+            } else {
+                self.cache.recall(&self.cpu)
+            };
+        let trace = match cached {
+            Some(trace) => trace,
+            None => {
+                let alone = self.alone || self.cpu.attend & attend::STEP != 0;
+                match self.cache.find(&mut self.cpu, alone) {
+                    Ok(trace) => trace,
+                    Err(_) => return self.interrupted(self.cpu.rip),
+                }
+            }
+        };
+        let cpu = &mut self.cpu;
+        cpu.gpr[usize::from(slot::RIP)] = cpu.rip;
+        cpu.own_frame = if self.alone { u32::MAX } else { trace.frame };
+        let first = trace.first as usize;
+        let ops = &self.cache.ops[first..first + trace.count as usize];
+        for op in ops {
+            if (op.run)(cpu, op).is_err() {
+                let offset = u64::from(op.offset);
+                let done = (std::ptr::from_ref(op).addr() - ops.as_ptr().addr()) as u64
+                    / size_of::<crate::op::Op>() as u64;
+                cpu.retired = cpu.retired.wrapping_add(done);
+                let at = self.cpu.gpr[usize::from(slot::RIP)].wrapping_add(offset);
+                return self.interrupted(at);
+            }
+        }
+        cpu.retired = cpu.retired.wrapping_add(u64::from(trace.count));
+        if self.alone {
+            self.alone = false;
+            self.cpu.replay.retire();
+        }
+        None
+    }
+
+    /// An instruction at `rip` was not done.
+    #[cold]
+    #[inline(never)]
+    fn interrupted(&mut self, rip: u64) -> Option<Stop> {
+        let cpu = &mut self.cpu;
+        cpu.rip = rip;
+        cpu.replay.rewind();
+        match std::mem::replace(&mut cpu.event, Event::None) {
+            Event::None | Event::Interrupted => None,
+            Event::Exception(exception) => {
+                self.alone = false;
+                cpu.replay.retire();
+                self.except(exception)
+            }
+            Event::OwnCode => {
+                self.alone = true;
+                None
+            }
+            Event::Nested(fault) => Some(Stop::Nested(NestedFault { rip, ..fault })),
+            Event::Misconfigured(broken) => Some(Stop::Misconfigured(broken)),
+            Event::NoMemory { gpa, access } => Some(Stop::NoMemory { gpa, access, rip }),
+            Event::Stale(stale) => Some(Stop::Stale(stale)),
+            Event::Mmio(access) => {
+                self.asked = Some(access);
+                Some(Stop::Mmio(access))
+            }
+            Event::StringPort(access) => {
+                self.asked = Some(access);
+                Some(Stop::StringPort(access))
+            }
+        }
+    }
+
+    /// Delivers an exception; `Some` when that cannot go on.
+    fn except(&mut self, exception: Exception) -> Option<Stop> {
+        match self.cpu.deliver_exception(exception) {
+            Ok(()) => None,
+            Err(stop) => Some(self.undelivered(stop)),
+        }
+    }
+
+    fn undelivered(&mut self, stop: crate::system::Undelivered) -> Stop {
+        match stop {
+            crate::system::Undelivered::TripleFault => Stop::TripleFault,
+            crate::system::Undelivered::Event(event) => {
+                self.cpu.event = event;
+                let rip = self.cpu.rip;
+                // Without a stop of its own (a store into code): the delivery is tried again on the next trip.
+                self.interrupted(rip).unwrap_or(Stop::Again)
+            }
+        }
+    }
+
+    /// What wants attention between two traces.
+    #[cold]
+    #[inline(never)]
+    fn attend(&mut self) -> Option<Stop> {
+        let cpu = &mut self.cpu;
+        if cpu.attend & attend::AFTER != 0 {
+            cpu.attend &= !attend::AFTER;
+            match cpu.after {
+                After::Nothing => {}
+                After::Halt => {
+                    cpu.attend &= !attend::SHADOW;
+                    if cpu.surroundings.poll() && cpu.has(flags::IF) {
+                        cpu.after = After::Nothing;
+                        cpu.attend |= attend::INTERRUPT;
+                    } else {
+                        // Still halted when run again.
+                        cpu.attend |= attend::AFTER;
+                        return Some(Stop::Halted);
+                    }
+                }
+                After::PortWrite(access) => {
+                    cpu.after = After::Nothing;
+                    return Some(Stop::PortWrite(access));
+                }
+                After::PortRead(access) => {
+                    // Taken back by the answer.
+                    self.asked = Some(access);
+                    return Some(Stop::PortRead(access));
+                }
+            }
+        }
+        if cpu.attend & attend::SHADOW != 0 {
+            // One more instruction (or trace: a little later is not wrong) comes first.
+            cpu.attend &= !attend::SHADOW;
+            return None;
+        }
+        if cpu.attend & attend::INTERRUPT != 0 && !self.alone {
+            cpu.attend &= !attend::INTERRUPT;
+            let waits = cpu.surroundings.poll();
+            if cpu.injected.is_none() && waits && cpu.has(flags::IF) {
+                cpu.injected = cpu.surroundings.acknowledge();
+            }
+            // With IF clear it is looked at again when IF is set: that ends a trace and raises the bit.
+            if let Some(vector) = cpu.injected {
+                cpu.attend |= attend::INTERRUPT;
+                match cpu.deliver_interrupt(vector) {
+                    Ok(()) => cpu.injected = None,
+                    Err(stop) => return Some(self.undelivered(stop)),
+                }
+            }
+        }
+        None
+    }
+}

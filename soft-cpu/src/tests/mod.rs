@@ -1,0 +1,188 @@
+//! A small guest for tests of instructions: flat memory, long mode, identity mapping by 2 MiB pages.
+
+#![expect(unsafe_code, reason = "tests give the processor memory of their own")]
+
+mod basics;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+use iced_x86::code_asm::CodeAssembler;
+
+use crate::cpu::{cr0, cr4, efer, reg, seg};
+use crate::event::{Access, DeviceAccess};
+use crate::guest_memory::{HostPage, PAGE};
+use crate::nested::{NestedPage, NestedRefusal, SecondStage};
+use crate::segment::Segment;
+use crate::surroundings::{Refused, Surroundings};
+use crate::width::B1;
+use crate::{CodeMap, Processor, Stop};
+
+/// The first whole page at or after `memory`, which the caller keeps.
+pub(crate) fn page_in(memory: *mut u8) -> HostPage {
+    let aligned = memory.wrapping_add(memory.align_offset(4096));
+    // SAFETY: tests allocate one page more than they use and keep it as long as the page is used.
+    unsafe { HostPage::new(aligned) }
+}
+
+/// Guest memory: 4 MiB, never freed while the processor lives.
+pub(crate) const MEMORY: u64 = 4 << 20;
+/// Where [`Guest::run`] puts code.
+pub(crate) const CODE: u64 = 0x1_0000;
+/// The top of its stack.
+pub(crate) const STACK: u64 = 0x9_0000;
+/// Room for data.
+pub(crate) const DATA: u64 = 0x20_0000;
+const ROOT: u64 = 0x1000;
+
+#[derive(Clone)]
+pub(crate) struct Memory(Arc<Vec<u8>>);
+
+impl Memory {
+    fn new() -> Self {
+        Self(Arc::new(vec![0; usize::try_from(MEMORY + PAGE).unwrap()]))
+    }
+
+    fn page(&self, gpa: u64) -> HostPage {
+        let first = page_in(self.0.as_ptr().cast_mut());
+        let address = first.at(0).raw() + gpa / PAGE * PAGE;
+        // SAFETY: inside the vector, which the memory's owner keeps.
+        unsafe {
+            HostPage::new(std::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap()))
+        }
+    }
+
+    pub(crate) fn write(&self, gpa: u64, bytes: &[u8]) {
+        for (at, byte) in (gpa..).zip(bytes) {
+            self.page(at).at(at).store::<B1>(u64::from(*byte));
+        }
+    }
+
+    pub(crate) fn write64(&self, gpa: u64, value: u64) {
+        self.write(gpa, &value.to_le_bytes());
+    }
+
+    pub(crate) fn read(&self, gpa: u64, bytes: usize) -> Vec<u8> {
+        (gpa..).take(bytes).map(|at| self.page(at).at(at).load::<B1>().to_le_bytes()[0]).collect()
+    }
+
+    pub(crate) fn read64(&self, gpa: u64) -> u64 {
+        u64::from_le_bytes(self.read(gpa, 8).try_into().unwrap())
+    }
+}
+
+struct Flat(Memory);
+
+impl SecondStage for Flat {
+    fn translate(&mut self, gpa: u64, _access: Access) -> Result<NestedPage, NestedRefusal> {
+        if gpa >= MEMORY {
+            return Err(NestedRefusal::Device);
+        }
+        let frame = u32::try_from(gpa / PAGE).unwrap();
+        Ok(NestedPage { host: self.0.page(gpa), frame, writable: true, executable: true })
+    }
+
+    fn filled_at(&self) -> u64 {
+        0
+    }
+
+    fn completed(&self) -> u64 {
+        0
+    }
+}
+
+struct Alone(u64);
+
+impl Surroundings for Alone {
+    fn now(&mut self) -> u64 {
+        self.0 += 1;
+        self.0
+    }
+    fn poll(&mut self) -> bool {
+        false
+    }
+    fn acknowledge(&mut self) -> Option<u8> {
+        None
+    }
+    fn local_read(&mut self, _access: &DeviceAccess) -> Option<u64> {
+        None
+    }
+    fn local_write(&mut self, _access: &DeviceAccess) -> bool {
+        false
+    }
+    fn port_is_deaf(&mut self, _port: u16) -> bool {
+        false
+    }
+    fn read_msr(&mut self, _msr: u32) -> Option<Result<u64, Refused>> {
+        None
+    }
+    fn write_msr(&mut self, _msr: u32, _value: u64) -> Option<Result<(), Refused>> {
+        None
+    }
+    fn task_priority(&mut self) -> u64 {
+        0
+    }
+    fn set_task_priority(&mut self, _priority: u64) {}
+    fn unimplemented(&mut self, rip: u64, name: &str) {
+        eprintln!("unimplemented at {rip:#x}: {name}");
+    }
+    fn pause(&mut self) {}
+}
+
+/// A processor with memory around it.
+pub(crate) struct Guest {
+    pub(crate) processor: Processor,
+    pub(crate) memory: Memory,
+}
+
+impl Guest {
+    /// In long mode at CPL 0, with interrupts off and no interrupt table.
+    pub(crate) fn long() -> Self {
+        let memory = Memory::new();
+        let frames = usize::try_from(MEMORY / PAGE).unwrap();
+        let second = Box::new(Flat(memory.clone()));
+        let mut processor = Processor::new(Box::new(Alone(0)), second, CodeMap::new(frames, 1), 0);
+        memory.write64(ROOT, (ROOT + 0x1000) | 7);
+        memory.write64(ROOT + 0x1000, (ROOT + 0x2000) | 7);
+        for large in 0..512 {
+            memory.write64(ROOT + 0x2000 + 8 * large, large << 21 | 0x87);
+        }
+        let cpu = &mut processor.cpu;
+        cpu.cr3 = ROOT;
+        cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+        cpu.efer = efer::LME | efer::NXE | efer::SCE;
+        cpu.cr0 = cr0::PE | cr0::PG | cr0::ET | cr0::NE | cr0::WP | cr0::MP;
+        let flat = Segment { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
+        for which in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
+            cpu.set_segment(which, flat);
+        }
+        cpu.set_segment(seg::CS, Segment { selector: 8, attributes: 0xa09b, ..flat });
+        cpu.mode_changed();
+        cpu.gpr[reg::RDX] = 0;
+        cpu.gpr[reg::RSP] = STACK;
+        cpu.idtr.limit = 0;
+        Self { processor, memory }
+    }
+
+    /// Runs `code`, placed at [`CODE`]; how it ended. Code that is done says `hlt` or `int3` (with no interrupt
+    /// table: a triple fault).
+    pub(crate) fn run(&mut self, assemble: impl FnOnce(&mut CodeAssembler)) -> Stop {
+        let mut assembler = CodeAssembler::new(64).unwrap();
+        assemble(&mut assembler);
+        let bytes = assembler.assemble(CODE).unwrap();
+        self.run_bytes(&bytes)
+    }
+
+    /// The same with bytes.
+    pub(crate) fn run_bytes(&mut self, bytes: &[u8]) -> Stop {
+        self.memory.write(CODE, bytes);
+        self.processor.flush();
+        self.processor.cpu.rip = CODE;
+        self.processor.run(&AtomicU8::new(0))
+    }
+
+    /// A general register.
+    pub(crate) fn reg(&self, register: usize) -> u64 {
+        self.processor.cpu.gpr[register]
+    }
+}

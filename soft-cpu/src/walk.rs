@@ -1,0 +1,306 @@
+//! The guest's own page tables: the first dimension of translation.
+//!
+//! Sources: Intel SDM vol. 3, "Paging". Every entry is read through the nested tables, so a walk can end in a nested
+//! fault as well as in a page fault; accessed and dirty bits are set with locked operations, because other
+//! processors walk the same tables.
+
+use crate::cpu::{Cpu, cr0, cr4, efer};
+use crate::event::{Access, Event, Exception, NestedFault, Raised};
+use crate::guest_memory::PAGE;
+use crate::nested::{NestedPage, NestedRefusal};
+use crate::width::{B4, B8, Width};
+
+/// Guest-physical address bits the processor has (CPUID leaf 0x80000008).
+pub const PHYSICAL_BITS: u32 = 46;
+
+mod pte {
+    pub(super) const PRESENT: u64 = 1 << 0;
+    pub(super) const WRITABLE: u64 = 1 << 1;
+    pub(super) const USER: u64 = 1 << 2;
+    pub(super) const ACCESSED: u64 = 1 << 5;
+    pub(super) const DIRTY: u64 = 1 << 6;
+    pub(super) const LARGE: u64 = 1 << 7;
+    pub(super) const NO_EXECUTE: u64 = 1 << 63;
+}
+
+/// Bits of a page fault's error code.
+mod code {
+    pub(super) const PRESENT: u32 = 1 << 0;
+    pub(super) const WRITE: u32 = 1 << 1;
+    pub(super) const USER: u32 = 1 << 2;
+    pub(super) const RESERVED: u32 = 1 << 3;
+    pub(super) const FETCH: u32 = 1 << 4;
+}
+
+/// Where a linear address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Linear {
+    /// The guest-physical address.
+    pub(crate) gpa: u64,
+    /// Whether a store may use this translation from now on: allowed, and the dirty bit is set.
+    pub(crate) writable: bool,
+    /// The large page it is part of, if it is: first and last linear address.
+    pub(crate) large: Option<(u64, u64)>,
+}
+
+/// What a walk has gathered.
+struct Walk {
+    address: u64,
+    access: Access,
+    user: bool,
+    writable: bool,
+    for_users: bool,
+    no_execute: bool,
+}
+
+impl Cpu {
+    /// Whether the address is one that the paging mode can have.
+    #[inline(always)]
+    pub(crate) fn is_canonical(&self, address: u64) -> bool {
+        !self.is_long() || (address << 16).cast_signed() >> 16 == address.cast_signed()
+    }
+
+    /// Translates for `access`, with the rights of a user or of the supervisor; sets accessed and dirty bits.
+    pub(crate) fn walk(
+        &mut self,
+        address: u64,
+        access: Access,
+        user: bool,
+    ) -> Result<Linear, Raised> {
+        if self.cr0 & cr0::PG == 0 {
+            return Ok(Linear { gpa: address & 0xffff_ffff, writable: true, large: None });
+        }
+        let walk =
+            Walk { address, access, user, writable: true, for_users: true, no_execute: false };
+        if self.is_long() {
+            let root = self.cr3 & self.frame_mask();
+            self.walk_levels(walk, root, 4)
+        } else if self.cr4 & cr4::PAE != 0 {
+            #[expect(clippy::cast_possible_truncation, reason = "two bits")]
+            let pointer = self.pdptes[(address >> 30) as usize & 3];
+            if pointer & pte::PRESENT == 0 {
+                return Err(self.page_fault(&walk, 0));
+            }
+            let address = address & 0xffff_ffff;
+            self.walk_levels(Walk { address, ..walk }, pointer & self.frame_mask(), 2)
+        } else {
+            self.walk_two_levels(Walk { address: address & 0xffff_ffff, ..walk })
+        }
+    }
+
+    fn frame_mask(&self) -> u64 {
+        (1 << PHYSICAL_BITS) - PAGE
+    }
+
+    /// Eight-byte entries, from `level` (4: the root of long mode, 2: below a PAE pointer) down.
+    fn walk_levels(
+        &mut self,
+        mut walk: Walk,
+        mut table: u64,
+        mut level: u32,
+    ) -> Result<Linear, Raised> {
+        let reserved_high = !0 << PHYSICAL_BITS & (1 << 52) - 1;
+        let reserved_high =
+            if self.is_long() { reserved_high } else { reserved_high | 0x7ff << 52 };
+        loop {
+            let shift = 12 + 9 * (level - 1);
+            let at = table | (walk.address >> shift & 511) << 3;
+            let entry = self.read_entry::<B8>(at, &walk)?;
+            if entry & pte::PRESENT == 0 {
+                return Err(self.page_fault(&walk, 0));
+            }
+            let no_execute = entry & pte::NO_EXECUTE != 0;
+            let is_leaf = level == 1 || level < 4 && entry & pte::LARGE != 0;
+            let mut reserved = reserved_high;
+            if self.efer & efer::NXE == 0 {
+                reserved |= pte::NO_EXECUTE;
+            }
+            if level == 4 {
+                reserved |= pte::LARGE;
+            } else if is_leaf && level > 1 {
+                // Between the PAT bit (12) and the page's size.
+                reserved |= (1 << shift) - (1 << 13);
+            }
+            if entry & reserved != 0 {
+                return Err(self.page_fault(&walk, code::PRESENT | code::RESERVED));
+            }
+            walk.writable &= entry & pte::WRITABLE != 0;
+            walk.for_users &= entry & pte::USER != 0;
+            walk.no_execute |= no_execute;
+            if is_leaf {
+                return self.finish::<B8>(&walk, at, entry, shift);
+            }
+            if entry & pte::ACCESSED == 0
+                && !self.set_bits::<B8>(at, entry, pte::ACCESSED, &walk)?
+            {
+                // Somebody changed it meanwhile: look again.
+                continue;
+            }
+            table = entry & self.frame_mask();
+            level -= 1;
+        }
+    }
+
+    /// Four-byte entries, two levels, 4 MiB pages.
+    fn walk_two_levels(&mut self, mut walk: Walk) -> Result<Linear, Raised> {
+        loop {
+            let at = self.cr3 & 0xffff_f000 | (walk.address >> 22 & 1023) << 2;
+            let entry = self.read_entry::<B4>(at, &walk)?;
+            if entry & pte::PRESENT == 0 {
+                return Err(self.page_fault(&walk, 0));
+            }
+            walk.writable = entry & pte::WRITABLE != 0;
+            walk.for_users = entry & pte::USER != 0;
+            if entry & pte::LARGE != 0 && self.cr4 & cr4::PSE != 0 {
+                return self.finish::<B4>(&walk, at, entry, 22);
+            }
+            if entry & pte::ACCESSED == 0
+                && !self.set_bits::<B4>(at, entry, pte::ACCESSED, &walk)?
+            {
+                continue;
+            }
+            let at = entry & 0xffff_f000 | (walk.address >> 12 & 1023) << 2;
+            let entry = self.read_entry::<B4>(at, &walk)?;
+            if entry & pte::PRESENT == 0 {
+                return Err(self.page_fault(&walk, 0));
+            }
+            walk.writable &= entry & pte::WRITABLE != 0;
+            walk.for_users &= entry & pte::USER != 0;
+            return self.finish::<B4>(&walk, at, entry, 12);
+        }
+    }
+
+    /// Checks rights, sets the leaf's bits.
+    fn finish<W: Width>(
+        &mut self,
+        walk: &Walk,
+        at: u64,
+        entry: u64,
+        shift: u32,
+    ) -> Result<Linear, Raised> {
+        if !self.allows(walk) {
+            return Err(self.page_fault(walk, code::PRESENT));
+        }
+        let may_write = walk.writable || !walk.user && self.cr0 & cr0::WP == 0;
+        let mut wanted = pte::ACCESSED;
+        if walk.access == Access::Write {
+            wanted |= pte::DIRTY;
+        }
+        let mut entry = entry;
+        while entry & wanted != wanted {
+            if self.set_bits::<W>(at, entry, wanted, walk)? {
+                entry |= wanted;
+            } else {
+                // Somebody changed the leaf: if only these bits, go on, else walk anew.
+                let now = self.read_entry::<W>(at, walk)?;
+                if (now ^ entry) & !(pte::ACCESSED | pte::DIRTY) != 0 {
+                    return self.walk(walk.address, walk.access, walk.user);
+                }
+                entry = now;
+            }
+        }
+        let size = 1u64 << shift;
+        let frame = if shift == 22 {
+            // PSE-36 is not advertised beyond what 32 bits reach.
+            entry & 0xffc0_0000
+        } else {
+            entry & self.frame_mask() & !(size - 1)
+        };
+        let first = walk.address & !(size - 1);
+        Ok(Linear {
+            gpa: frame | walk.address & (size - 1),
+            writable: may_write && entry & pte::DIRTY != 0,
+            large: (shift > 12).then_some((first, first + (size - 1))),
+        })
+    }
+
+    fn allows(&self, walk: &Walk) -> bool {
+        let trespass = self.cr4 & cr4::SMAP != 0 && !self.has(crate::flags::AC);
+        match (walk.access, walk.user) {
+            (Access::Read, true) => walk.for_users,
+            (Access::Write, true) => walk.for_users && walk.writable,
+            (Access::Execute, true) => walk.for_users && !walk.no_execute,
+            (Access::Read, false) => !(walk.for_users && trespass),
+            (Access::Write, false) => {
+                !(walk.for_users && trespass) && (walk.writable || self.cr0 & cr0::WP == 0)
+            }
+            (Access::Execute, false) => {
+                !walk.no_execute && !(walk.for_users && self.cr4 & cr4::SMEP != 0)
+            }
+        }
+    }
+
+    fn page_fault(&mut self, walk: &Walk, base: u32) -> Raised {
+        let mut error = base;
+        match walk.access {
+            Access::Read => {}
+            Access::Write => error |= code::WRITE,
+            Access::Execute => {
+                let told = self.efer & efer::NXE != 0
+                    && (self.is_long() || self.cr4 & cr4::PAE != 0)
+                    || self.cr4 & cr4::SMEP != 0;
+                error |= if told { code::FETCH } else { 0 };
+            }
+        }
+        if walk.user {
+            error |= code::USER;
+        }
+        self.throw(Exception::page_fault(error, walk.address))
+    }
+
+    fn read_entry<W: Width>(&mut self, at: u64, walk: &Walk) -> Result<u64, Raised> {
+        let page = self.nested_page(at, Access::Read, walk.address, true)?;
+        Ok(page.host.at(at).load::<W>())
+    }
+
+    /// Sets bits of an entry that still is `entry`; whether it was.
+    fn set_bits<W: Width>(
+        &mut self,
+        at: u64,
+        entry: u64,
+        bits: u64,
+        walk: &Walk,
+    ) -> Result<bool, Raised> {
+        let page = self.nested_page(at, Access::Write, walk.address, true)?;
+        self.note_store(page.frame);
+        Ok(page.host.at(at).compare_exchange::<W>(entry, entry | bits) == entry)
+    }
+
+    /// The second dimension: where a guest-physical page is, or why not.
+    pub(crate) fn nested_page(
+        &mut self,
+        gpa: u64,
+        access: Access,
+        gva: u64,
+        is_table_walk: bool,
+    ) -> Result<NestedPage, Raised> {
+        if self.checker.is_none()
+            && let Some(page) = self.nested.get(gpa)
+            && match access {
+                Access::Read => true,
+                Access::Write => page.writable,
+                Access::Execute => page.executable,
+            }
+        {
+            return Ok(page);
+        }
+        match self.second_stage.translate(gpa, access) {
+            Ok(page) => {
+                self.nested.put(gpa, page);
+                Ok(page)
+            }
+            Err(NestedRefusal::Violation(allowed)) => {
+                let rip = self.rip;
+                let cr3 = self.cr3;
+                let fault = NestedFault { gpa, access, gva, is_table_walk, allowed, rip, cr3 };
+                Err(self.raise(Event::Nested(fault)))
+            }
+            Err(NestedRefusal::Misconfigured(broken)) => {
+                Err(self.raise(Event::Misconfigured(broken)))
+            }
+            // Page tables or code where only devices are: nothing answers, all ones; as a machine would, the
+            // guest gets what it asked for, a fault it cannot handle.
+            Err(NestedRefusal::Device) => Err(self.raise(Event::NoMemory { gpa, access })),
+        }
+    }
+}
