@@ -1,13 +1,15 @@
 //! The vmspace against a dumb model: after every operation, each page is reachable exactly
-//! as the model says, in our tables and in the host mapping alike.
+//! as the model says, in our tables and in the host mapping alike; or, where an engine walks
+//! the tables itself, for a walker in either layout.
 
 use std::collections::BTreeMap;
 
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
+use crate::mirror::SoftMirror;
 
 /// A host mapping as a table of pages: present means reachable, the value means writable.
 struct ScriptedMirror {
@@ -82,9 +84,19 @@ fn range(start: u64, pages: u64) -> GpaRange {
     GpaRange::new(Gpa(start * PAGE_SIZE), pages * PAGE_SIZE).unwrap()
 }
 
-fn space(around: u64) -> VmSpace<ScriptedMirror> {
+fn memory() -> Arc<GuestMemory> {
     let layout = MemoryLayout::split(PAGES * PAGE_SIZE, LOWMEM_LIMIT, 48).unwrap();
-    let memory = Arc::new(GuestMemory::new(layout).unwrap());
+    Arc::new(GuestMemory::new(layout).unwrap())
+}
+
+/// For an engine that walks the tables; fault-around is off.
+fn soft(flags: PmapFlags) -> VmSpace<SoftMirror> {
+    let memory = memory();
+    VmSpace::new(memory.clone(), flags, SoftMirror::new(memory), 1)
+}
+
+fn space(around: u64) -> VmSpace<ScriptedMirror> {
+    let memory = memory();
     let mirror =
         ScriptedMirror { memory: memory.clone(), pages: BTreeMap::new(), refused: Vec::new() };
     VmSpace::new(memory, PmapFlags::EMULATE_AD_BITS, mirror, around)
@@ -206,6 +218,53 @@ fn held_and_wired_memory_is_not_unmapped_and_wired_memory_not_forgotten() {
     assert_eq!(space.wired_pages(), 0);
 }
 
+#[test]
+fn a_fetch_needs_the_right_to_execute() {
+    let mut space = soft(PmapFlags::empty());
+    space.map(range(0, 1), Protection::READ | Protection::WRITE).unwrap();
+    assert!(matches!(space.fault(Gpa(0), Access::Execute), Err(Unserved::Forbidden)));
+    assert_eq!(space.tables().leaves(), 0);
+    let removed = space.protect(range(0, 1), RX).unwrap();
+    assert!(removed.is_harmless());
+    assert_eq!(space.fault(Gpa(0), Access::Execute).unwrap(), Served::ZeroFilled(1));
+}
+
+#[test]
+fn a_fault_sets_the_emulated_bits_that_somebody_cleared() {
+    let mut space = soft(PmapFlags::EMULATE_AD_BITS);
+    space.map(range(0, 1), Protection::READ | Protection::WRITE).unwrap();
+    space.fault(Gpa(0), Access::Write).unwrap();
+    let (masks, view) = (*space.tables().masks(), space.tables().view());
+    let clear = masks.accessed | masks.modified;
+    space.tables.update(range(0, 1), |leaf| leaf & !clear, |_, _| {});
+    assert_eq!(space.fault(Gpa(0), Access::Read).unwrap(), Served::MappedExisting(1));
+    assert!(view.translate(Gpa(0), Access::Read).is_ok_and(|found| !found.writable));
+    assert_eq!(space.fault(Gpa(0), Access::Write).unwrap(), Served::WriteUnprotected);
+    assert!(view.translate(Gpa(0), Access::Write).is_ok());
+    assert_eq!(space.fault(Gpa(0), Access::Write).unwrap(), Served::AlreadyThere);
+}
+
+#[test]
+fn what_a_walker_finds_is_the_page_itself_zeroed_once_and_kept_until_it_is_freed() {
+    let mut space = soft(PmapFlags::empty());
+    space.map(range(0, PAGES), RWX).unwrap();
+    let (memory, view) = (space.memory().clone(), space.tables().view());
+    space.fault(Gpa(0x3000), Access::Write).unwrap();
+    memory.backing().write_obj(7u64, GuestAddress(0x3000)).unwrap();
+    let removed = space.forget(range(3, 1)).unwrap();
+    space.give_back(removed).unwrap();
+    assert_eq!(space.fault(Gpa(0x3000), Access::Read).unwrap(), Served::MappedExisting(1));
+    let frame = view.translate(Gpa(0x3000), Access::Read).unwrap().frame;
+    let host = memory.host_of_frame(frame, PAGE_SIZE).unwrap().as_ptr();
+    assert_eq!(host, memory.backing().get_host_address(GuestAddress(0x3000)).unwrap());
+    assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x3000)).unwrap(), 7);
+    let removed = space.unmap(range(3, 1)).unwrap();
+    space.give_back(removed).unwrap();
+    space.map(range(3, 1), RWX).unwrap();
+    assert_eq!(space.fault(Gpa(0x3000), Access::Read).unwrap(), Served::ZeroFilled(1));
+    assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x3000)).unwrap(), 0);
+}
+
 /// What the model says about one page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Page {
@@ -214,6 +273,14 @@ struct Page {
     readable: bool,
     reachable: bool,
     wired: bool,
+    /// Stored to since it became reachable.
+    dirty: bool,
+}
+
+impl Page {
+    fn forget(&mut self) {
+        (self.reachable, self.dirty) = (false, false);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -254,8 +321,13 @@ fn set(model: &mut [Page], range: GpaRange, change: impl Fn(&mut Page)) {
     model[first..first + pages].iter_mut().for_each(change);
 }
 
-/// Does `step` to both; the answers must agree.
-fn follow(space: &mut VmSpace<ScriptedMirror>, model: &mut [Page], step: &Step) {
+/// Does `step` to both; the answers must agree. `touch` does as a guest would.
+fn follow<M: Mirror>(
+    space: &mut VmSpace<M>,
+    model: &mut [Page],
+    step: &Step,
+    touch: impl Fn(&mut VmSpace<M>, Gpa, Access) -> bool,
+) {
     let all = |range, test: fn(Page) -> bool, model: &[Page]| {
         of(model, range).all(|(_, page)| test(page))
     };
@@ -286,7 +358,7 @@ fn follow(space: &mut VmSpace<ScriptedMirror>, model: &mut [Page], step: &Step) 
             assert_eq!(removed.is_ok(), allowed);
             if let Ok(removed) = removed {
                 space.give_back(removed).unwrap();
-                set(model, range, |page| page.reachable = false);
+                set(model, range, Page::forget);
             }
         }
         Step::Protect(range, bits) => {
@@ -301,7 +373,9 @@ fn follow(space: &mut VmSpace<ScriptedMirror>, model: &mut [Page], step: &Step) 
                 set(model, range, |page| {
                     page.readable = readable;
                     page.writable = protection.contains(Protection::WRITE);
-                    page.reachable &= readable;
+                    if !readable {
+                        page.forget();
+                    }
                 });
             }
         }
@@ -322,10 +396,52 @@ fn follow(space: &mut VmSpace<ScriptedMirror>, model: &mut [Page], step: &Step) 
         Step::Touch(index, write) => {
             let page = &mut model[usize::try_from(index).unwrap()];
             let allowed = page.mapped && page.readable && (!write || page.writable);
-            assert_eq!(space.fault(Gpa(index * PAGE_SIZE), store_if(write)).is_ok(), allowed);
+            assert_eq!(touch(space, Gpa(index * PAGE_SIZE), store_if(write)), allowed);
             page.reachable |= allowed;
+            page.dirty |= allowed && write;
         }
     }
+}
+
+/// Follows the whole script, and looks at every page after every step.
+fn run<M: Mirror>(
+    mut space: VmSpace<M>,
+    script: &[Step],
+    touch: impl Fn(&mut VmSpace<M>, Gpa, Access) -> bool,
+    check: impl Fn(&VmSpace<M>, Gpa, &Page),
+) {
+    let mut model = vec![Page::default(); usize::try_from(PAGES).unwrap()];
+    let masks = *space.tables().masks();
+    for step in script {
+        follow(&mut space, &mut model, step, &touch);
+        for (page, gpa) in model.iter().zip((0..PAGES).map(|index| Gpa(index * PAGE_SIZE))) {
+            let leaf = space.tables().leaf(gpa);
+            let writable = leaf.map(|leaf| leaf & masks.writable != 0);
+            let wired = leaf.is_some_and(|leaf| leaf & masks.wired != 0);
+            assert_eq!(writable, page.reachable.then_some(page.writable), "{gpa} after {step:?}");
+            assert_eq!(wired, page.wired, "{gpa} after {step:?}");
+            if let Some(leaf) = leaf {
+                let expected = if masks.emulated { page.writable } else { page.dirty };
+                assert_eq!(leaf & masks.modified != 0, expected, "{gpa} after {step:?}");
+                assert!(!Masks::is_misconfigured(leaf, 1, PmapFlags::empty()));
+            }
+            check(&space, gpa, page);
+        }
+        let reachable = model.iter().filter(|page| page.reachable).count() as u64;
+        assert_eq!(space.tables().leaves(), reachable);
+        assert_eq!(space.wired_pages(), model.iter().filter(|page| page.wired).count() as u64);
+    }
+}
+
+/// A vcpu that walks: it asks only for what it does not find, and then finds it.
+fn walk_or_ask(space: &mut VmSpace<SoftMirror>, gpa: Gpa, access: Access) -> bool {
+    let view = space.tables().view();
+    if view.translate(gpa, access).is_ok() {
+        return true;
+    }
+    let served = space.fault(gpa, access).is_ok();
+    assert_eq!(view.translate(gpa, access).is_ok(), served);
+    served
 }
 
 proptest! {
@@ -334,26 +450,25 @@ proptest! {
     /// Fault-around is off, so the model can say exactly which page is reachable.
     #[test]
     fn tables_and_host_mapping_say_what_the_model_says(script in prop::collection::vec(steps(), 1..60)) {
-        let mut space = space(1);
-        let mut model = vec![Page::default(); usize::try_from(PAGES).unwrap()];
-        for step in &script {
-            follow(&mut space, &mut model, step);
-            for (page, gpa) in model.iter().zip((0..PAGES).map(|index| Gpa(index * PAGE_SIZE))) {
-                let masks = *space.tables().masks();
-                let leaf = space.tables().leaf(gpa);
-                let writable = leaf.map(|leaf| leaf & masks.writable != 0);
-                let wired = leaf.is_some_and(|leaf| leaf & masks.wired != 0);
-                prop_assert_eq!(writable, page.reachable.then_some(page.writable), "{} after {:?}", gpa, step);
-                prop_assert_eq!(wired, page.wired, "{} after {:?}", gpa, step);
-                prop_assert_eq!(space.mirror.pages.get(&gpa.0).copied(), writable, "{} after {:?}", gpa, step);
-                if let Some(leaf) = leaf {
-                    prop_assert_eq!(leaf & masks.modified != 0, leaf & masks.writable != 0);
-                    prop_assert!(!Masks::is_misconfigured(leaf, 1, PmapFlags::EMULATE_AD_BITS));
-                }
-            }
-            let reachable = model.iter().filter(|page| page.reachable).count() as u64;
-            prop_assert_eq!(space.tables().leaves(), reachable);
-            prop_assert_eq!(space.wired_pages(), model.iter().filter(|page| page.wired).count() as u64);
+        let touch = |space: &mut VmSpace<_>, gpa, access| space.fault(gpa, access).is_ok();
+        run(space(1), &script, touch, |space, gpa, page| {
+            let mapped = space.mirror.pages.get(&gpa.0).copied();
+            assert_eq!(mapped, page.reachable.then_some(page.writable), "{gpa}");
+        });
+    }
+
+    #[test]
+    fn a_walker_finds_what_the_model_says_in_both_layouts(script in prop::collection::vec(steps(), 1..60)) {
+        for flags in [PmapFlags::EMULATE_AD_BITS, PmapFlags::empty()] {
+            let hardware = flags.is_empty();
+            run(soft(flags), &script, walk_or_ask, |space, gpa, page| {
+                let found = space.tables().view().translate(gpa, Access::Read);
+                let expected = page.reachable.then_some((
+                    space.memory().frame_of(gpa),
+                    page.writable && (page.dirty || !hardware),
+                ));
+                assert_eq!(found.ok().map(|found| (found.frame, found.writable)), expected, "{gpa}");
+            });
         }
     }
 
