@@ -109,6 +109,23 @@ fn after_an_answer_the_tables_allow_what_was_asked_for() {
 }
 
 #[test]
+fn nobody_who_asks_is_slept_through() {
+    const TIMES: u64 = 5_000;
+    let world = world(SOFT);
+    std::thread::scope(|scope| {
+        for page in [1, 2] {
+            let space = &world.space;
+            // Whoever was slept through would be told that it is too late.
+            scope.spawn(move || {
+                (0..TIMES).for_each(|_| space.fault(fault(page, Access::Read)).unwrap())
+            });
+        }
+    });
+    let tally = world.end();
+    assert_eq!((tally.faults.total, tally.faults.already_there), (2 * TIMES, 2 * TIMES - 2));
+}
+
+#[test]
 fn the_trace_says_what_the_vcpu_was_doing() {
     let world = world(SOFT);
     let asked = fault(7, Access::Execute);
@@ -164,7 +181,7 @@ fn a_shootdown_knocks_on_who_is_in_the_guest_and_serves_faults_until_they_are_ou
         let (done, is_done) = bounded(1);
         scope.spawn(move || done.send(space.unmap(range(3, 1))).unwrap());
         // The knock says that the raise has been made, and that it waits for this seat.
-        world.knocks.recv().unwrap();
+        world.knocks.recv_timeout(Duration::from_secs(60)).unwrap();
         let view = world.space.view();
         assert!(view.translate(Gpa(3 * PAGE_SIZE), Access::Read).is_err());
         // Another vcpu, say: it is answered although the shootdown is on its way.

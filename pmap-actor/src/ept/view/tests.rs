@@ -208,6 +208,15 @@ fn with_emulated_bits_nothing_is_set_and_rights_are_the_bits() {
     assert!(view.leaf(GPA).is_some());
 }
 
+/// Ends the readers even when the writer's assertion fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Readers store through their translations while the writer removes, changes and enters the
 /// leaf again. Each store that found a right to store is in what the writer took out or
 /// changed; and nothing comes back after a removal.
@@ -237,6 +246,7 @@ fn every_dirty_bit_that_a_reader_set_is_seen_by_the_writer_and_no_removed_leaf_c
                 }
             });
         }
+        let _over = Over(&over);
         for round in 1..=ROUNDS {
             let index = usize::try_from(round).unwrap();
             let mut see = |entry: u64| {
@@ -257,10 +267,44 @@ fn every_dirty_bit_that_a_reader_set_is_seen_by_the_writer_and_no_removed_leaf_c
             }
             tables.remove(page(GPA), &mut Vec::new(), |_, entry| see(entry));
         }
-        over.store(true, Ordering::Relaxed);
     });
     for (round, stored) in stored.iter().enumerate() {
         assert!(dirty[round] || stored.load(Ordering::Relaxed) == 0, "round {round} lost a store");
     }
     assert!(dirty.iter().filter(|dirty| **dirty).count() as u64 >= ROUNDS / 2);
+}
+
+/// A reader stores once a round, while the writer changes another bit of the same leaf.
+#[test]
+fn a_dirty_bit_survives_the_writers_change_of_another_bit() {
+    const ROUNDS: u64 = 2_000;
+    let mut tables = tables(HARDWARE);
+    let leaf = tables.masks().leaf(0, Protection::all());
+    let wired = tables.masks().wired;
+    tables.enter(Gpa(GPA.0 + PAGE_SIZE), leaf);
+    let stored = AtomicU64::new(0);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let view = tables.view();
+        let (stored, over) = (&stored, &over);
+        scope.spawn(move || {
+            let mut last = 0;
+            while !over.load(Ordering::Relaxed) {
+                // Looks without a trace until the next round's leaf is there.
+                if view.leaf(GPA).is_some_and(|leaf| leaf & FRAME_MASK != last) {
+                    last = view.translate(GPA, Access::Write).unwrap().frame;
+                    stored.store(last, Ordering::Relaxed);
+                }
+            }
+        });
+        let _over = Over(over);
+        for round in 1..=ROUNDS {
+            tables.enter(GPA, leaf | (round * PAGE_SIZE));
+            while stored.load(Ordering::Relaxed) != round * PAGE_SIZE {
+                tables.update(page(GPA), |leaf| leaf ^ wired, |_, _| {});
+            }
+            let see = |_, entry| assert!(entry & DIRTY != 0, "round {round} lost a store");
+            tables.remove(page(GPA), &mut Vec::new(), see);
+        }
+    });
 }
