@@ -258,6 +258,8 @@ fn every_dirty_bit_that_a_reader_set_is_seen_by_the_writer_and_no_removed_leaf_c
             if round % 2 == 0 {
                 // Half the rounds let a reader through first, so that there is something to lose.
                 while stored[index].load(Ordering::Relaxed) == 0 {
+                    let leaf = tables.leaf(GPA).map(|leaf| leaf & FRAME_MASK);
+                    assert_eq!(leaf, Some(round * PAGE_SIZE), "an older leaf came back");
                     std::thread::yield_now();
                 }
             }
@@ -301,7 +303,11 @@ fn a_dirty_bit_survives_the_writers_change_of_another_bit() {
         for round in 1..=ROUNDS {
             tables.enter(GPA, leaf | (round * PAGE_SIZE));
             while stored.load(Ordering::Relaxed) != round * PAGE_SIZE {
-                tables.update(page(GPA), |leaf| leaf ^ wired, |_, _| {});
+                let toggle = |leaf: u64| {
+                    assert_eq!(leaf & FRAME_MASK, round * PAGE_SIZE, "an older leaf came back");
+                    leaf ^ wired
+                };
+                tables.update(page(GPA), toggle, |_, _| {});
             }
             let see = |_, entry| assert!(entry & DIRTY != 0, "round {round} lost a store");
             tables.remove(page(GPA), &mut Vec::new(), see);
