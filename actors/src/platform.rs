@@ -8,15 +8,42 @@
 //!
 //! | ports | who | interrupt |
 //! |---|---|---|
+//! | `0x20`, `0x21` | first 8259 | |
+//! | `0x40..0x44` | interval timer | [`TIMER_IRQ`] |
 //! | `0x60`, `0x64` | keyboard controller: its reset line only | |
+//! | `0x61` | gate and output of the interval timer's third counter | |
 //! | `0x70`, `0x71` | real-time clock | [`RTC_IRQ`] |
+//! | `0xa0`, `0xa1` | second 8259 | |
 //! | `0xf4` | debug exit | |
 //! | `0x3f8..0x400` | first serial port | [`COM1_IRQ`] |
+//! | `0x4d0`, `0x4d1` | which lines are levels to the 8259s | |
 //! | `0x600..0x604` | power management: events | [`SCI_IRQ`] |
 //! | `0x604..0x606` | power management: control | |
 //! | `0xcf9` | reset register | |
+//!
+//! The 8259s and the interval timer are KVM's own where KVM runs the guest, and so are the
+//! I/O APIC and the local APICs.
 
 use crate::Gpa;
+
+/// First interrupt controller (8259): command port; the data port follows it.
+pub const FIRST_PIC: u16 = 0x20;
+/// Second interrupt controller (8259), like the first.
+pub const SECOND_PIC: u16 = 0xa0;
+/// Which interrupt lines are level-triggered to the 8259s: a port for lines 0 to 7, and one
+/// for lines 8 to 15.
+pub const PIC_TRIGGERS: u16 = 0x4d0;
+/// Ports of each of the three.
+pub const PIC_LEN: u16 = 2;
+
+/// Interval timer (8254): three counters, then the control port.
+pub const PIT: u16 = 0x40;
+/// Ports of the interval timer.
+pub const PIT_LEN: u16 = 4;
+/// Beside it: gate and output of its third counter.
+pub const SYSTEM_CONTROL: u16 = 0x61;
+/// Interrupt line of the interval timer.
+pub const TIMER_IRQ: u8 = 0;
 
 /// Keyboard controller: data port.
 pub const I8042_DATA: u16 = 0x60;
@@ -75,6 +102,8 @@ pub const RESET_VALUE: u8 = 0x06;
 pub const TIMER_PIN: u8 = 2;
 /// Registers of the I/O APIC.
 pub const IO_APIC: Gpa = Gpa(0xfec0_0000);
+/// Bytes of guest-physical addresses that belong to it.
+pub const IO_APIC_LEN: u64 = 0x1000;
 /// Input pins of the I/O APIC.
 pub const IO_APIC_PINS: u8 = 24;
 /// Registers of each processor's local APIC, as seen by that processor.

@@ -9,7 +9,9 @@
 //! process's stdin, stdout and signals. No vcpu ever waits for it.
 //!
 //! Reading order: [`attach`], the small devices ([`reset`], [`debug_exit`], [`i8042`],
-//! [`power`], [`rtc`]), then the way of a byte: [`serial`] → [`cable`] → [`console`].
+//! [`power`], [`rtc`]), then the way of a byte: [`serial`] → [`cable`] → [`console`]. The
+//! interrupt controllers and the timer that KVM has in the kernel, for engines that have no
+//! kernel: [`chipset`], then [`apic`], [`pic`] and [`pit`].
 //!
 //! Known holes, and what follows from them:
 //!
@@ -27,9 +29,12 @@ use parking_lot::Mutex;
 
 pub mod apic;
 pub mod cable;
+pub mod chipset;
 pub mod console;
 pub mod debug_exit;
 pub mod i8042;
+pub mod pic;
+pub mod pit;
 pub mod power;
 pub mod reset;
 pub mod rtc;
@@ -46,7 +51,8 @@ pub struct Wiring {
 }
 
 /// Puts every device at its address: the bus of ports, and the bus of guest-physical
-/// addresses (on which nobody lives yet; interrupt controllers are the engine's).
+/// addresses, on which nobody lives yet. Interrupt controllers and the interval timer are the
+/// engine's business: where it has none, [`chipset::Chipset::attach`] adds ours.
 ///
 /// # Errors
 ///
