@@ -90,7 +90,7 @@ impl Chipset {
             pin if pin < platform::IO_APIC_PINS => pin,
             _ => return None,
         };
-        Some(Line { io_apic: Arc::clone(&self.io_apic), pic: Arc::clone(&self.pic), number, pin })
+        Some(self.lead(number, pin))
     }
 
     /// A processor is done with a level-triggered interrupt.
@@ -118,13 +118,12 @@ impl Chipset {
     pub fn tick(&self) {
         let has_risen = self.pit.lock().tick();
         if has_risen {
-            self.pulse(platform::TIMER_IRQ, platform::TIMER_PIN);
+            self.lead(platform::TIMER_IRQ, platform::TIMER_PIN).pulse();
         }
     }
 
-    fn pulse(&self, number: u8, pin: u8) {
-        self.pic.lock().pulse_line(number);
-        self.io_apic.lock().pulse_line(pin);
+    fn lead(&self, number: u8, pin: u8) -> Line {
+        Line { io_apic: Arc::clone(&self.io_apic), pic: Arc::clone(&self.pic), number, pin }
     }
 }
 

@@ -5,7 +5,10 @@ mod support;
 use std::sync::Arc;
 
 use actors::device::{Device, IrqLine, Shared};
+use devices::apic::{Interrupts, IoApic, Message};
 use devices::debug_exit::DebugExit;
+use devices::pic::Pic;
+use devices::pit::Pit;
 use devices::power::PowerManagement;
 use devices::reset::ResetRegister;
 use devices::rtc::Rtc;
@@ -19,6 +22,12 @@ struct Nowhere;
 
 impl IrqLine for Nowhere {
     fn pulse(&self) {}
+}
+
+impl Interrupts for Nowhere {
+    fn send(&self, _message: &Message) {}
+    fn external(&self, _is_requested: bool) {}
+    fn next_edge_moved(&self) {}
 }
 
 #[derive(Clone, Debug)]
@@ -50,9 +59,18 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Every device, without a bus that keeps accesses inside it.
-fn devices() -> [Shared<dyn Device>; 7] {
+fn devices() -> [Shared<dyn Device>; 13] {
     let (keyboard_data, keyboard_command) = i8042::ports();
+    let [first, second, triggers] = Pic::ports(&Arc::new(Mutex::new(Pic::new(Arc::new(Nowhere)))));
+    let pit = Pit::new(Arc::new(Nowhere), || 1_000_000_007);
+    let (timer, speaker) = Pit::ports(&Arc::new(Mutex::new(pit)));
     [
+        Arc::new(Mutex::new(IoApic::new(Arc::new(Nowhere)))),
+        first,
+        second,
+        triggers,
+        timer,
+        speaker,
         Guest::new().serial,
         Arc::new(Mutex::new(PowerManagement::new(Arc::new(Nowhere)))),
         Arc::new(Mutex::new(Rtc::of_the_host())),

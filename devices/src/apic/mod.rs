@@ -13,15 +13,17 @@
 //! ```text
 //!   vcpu 0's thread                                        vcpu 1's thread
 //!   LocalApic::write(ICR) ──▶ Command::Send(message)
-//!                             Directory::destinations ──▶  (the engine's mailbox)
+//!                             Directory::destinations ──▶  Inbox::post
+//!                                                          Inbox::collect
 //!                                                          LocalApic::accept
 //!   IoApic (behind a lock) ─▶ Interrupts::send ─────────▶  LocalApic::pending
 //!          ▲                                               LocalApic::acknowledge
 //!          └───────── Command::EndOfInterrupt ◀─────────── LocalApic::write(EOI)
 //! ```
 //!
-//! Reading order: [`message`] (what travels), [`directory`] (to whom), [`local`] (one
-//! processor's view), then its registers and its timer; [`io`] stands by itself.
+//! Reading order: [`message`] (what travels), [`directory`] (to whom), [`inbox`] (how it
+//! waits there), [`local`] (one processor's view), then its registers and its timer; [`io`]
+//! stands by itself.
 //!
 //! Source: Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller (APIC)",
 //! called "SDM, APIC" below; sections are cited by name.
@@ -33,6 +35,7 @@
 
 pub mod address;
 pub mod directory;
+pub mod inbox;
 pub mod io;
 pub mod local;
 pub mod message;
@@ -44,6 +47,7 @@ mod vectors;
 
 pub use address::Address;
 pub use directory::{Directory, Targets};
+pub use inbox::{Inbox, Signals};
 pub use io::{Interrupts, IoApic};
 pub use local::{GeneralProtection, LocalApic};
 pub use message::{Command, Delivery, Destination, Interrupt, Message, Trigger};
