@@ -120,8 +120,8 @@ impl Pit {
     /// What time is it, and has counter 0 risen up to now?
     fn look(&mut self) -> u64 {
         let now = tick_of((self.clock)()).max(self.seen);
-        let [interrupting, ..] = &mut self.counters;
-        interrupting.settle(self.seen);
+        // They have settled at `seen`.
+        let [interrupting, ..] = &self.counters;
         if interrupting.next_rise(self.seen).is_some_and(|rise| rise <= now) {
             self.owes_edge = true;
         }

@@ -61,6 +61,9 @@ fn reserved_bits_of_the_base_fault_and_addresses_beyond_the_processors() {
     }
     assert_eq!(apic.write_msr(BASE, 1 << 39 | 0x800, 0), Ok(None));
     assert_eq!(apic.page(), Some(Gpa(1 << 39)));
+    let _address = apic.init();
+    assert_eq!(apic.page(), Some(Gpa(1 << 39)));
+    assert_eq!(apic.write_msr(BASE, XAPIC | 1 << 40, 0), fault(BASE));
 }
 
 #[test]

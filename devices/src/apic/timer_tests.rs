@@ -119,6 +119,9 @@ fn what_ended_before_the_mask_interrupts() {
     let mut apic = counting(0);
     set(&mut apic, LVT_TIMER, MASKED | VECTOR, 1500);
     assert_eq!(apic.acknowledge(), 0xec);
+    let mut switched_off = counting(0);
+    assert!(switched_off.write(0xf0, 0xff, 1500).is_some());
+    assert_eq!(switched_off.acknowledge(), 0xec);
 }
 
 #[test]

@@ -227,6 +227,18 @@ fn an_edge_asks_once_and_a_level_as_long_as_it_is_up() {
 }
 
 #[test]
+fn a_line_that_is_up_when_it_becomes_a_level_asks_again() {
+    let guest = Guest::new();
+    guest.set(9, true);
+    assert_eq!(guest.acknowledge(), 0x39);
+    guest.end(SECOND);
+    guest.end(FIRST);
+    assert!(!guest.is_requested());
+    guest.write(TRIGGERS, 1, 1 << 1);
+    assert!(guest.is_requested());
+}
+
+#[test]
 fn a_pulse_on_a_level_line_asks_until_it_was_acknowledged_once() {
     let guest = Guest::new();
     guest.write(TRIGGERS, 1, 1 << 1);
@@ -319,7 +331,9 @@ fn a_poll_acknowledges_whoever_is_next() {
     let guest = Guest::new();
     guest.pulse(5);
     guest.write(FIRST, 0, 0x0c);
+    assert!(guest.is_requested());
     assert_eq!(guest.read(FIRST, 0), 0x85);
+    assert!(!guest.is_requested());
     assert_eq!(guest.in_service(FIRST), 1 << 5);
     assert!(!guest.is_requested());
     guest.write(FIRST, 0, 0x0c);

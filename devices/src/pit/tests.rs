@@ -242,6 +242,23 @@ fn a_latched_count_stands_still_until_it_was_read_whole() {
 }
 
 #[test]
+fn a_latched_count_begins_with_its_low_byte_whatever_was_read_before() {
+    let guest = Guest::tone(0, 0x1234);
+    assert_eq!(guest.at(0).read(2), 0x34);
+    guest.write(3, 0x80);
+    assert_eq!(guest.read_word(2), 0x1234);
+}
+
+#[test]
+fn a_clock_that_goes_back_stands_still() {
+    let guest = Guest::interrupting(2, 100);
+    assert_eq!(guest.at(30).read_word(0), 70);
+    assert_eq!(guest.at(10).read_word(0), 70);
+    assert!(!guest.tick());
+    assert_eq!(guest.at(40).read_word(0), 60);
+}
+
+#[test]
 fn a_read_back_latches_states_and_counts_of_any_counters() {
     let guest = Guest::tone(2, 1000);
     guest.write(3, 0x34).write(0, 7);
