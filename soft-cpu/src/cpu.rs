@@ -13,6 +13,7 @@ use crate::segment::{Segment, TableRegister};
 use crate::surroundings::Surroundings;
 use crate::tlb::{Tlb, View};
 use crate::width::Width;
+use crate::x87_state::X87;
 
 /// Slots of [`Cpu::gpr`] behind the sixteen registers.
 pub mod slot {
@@ -256,6 +257,8 @@ pub struct Cpu {
     pub xmm: [u128; 16],
     /// SSE control and status.
     pub mxcsr: u32,
+    /// The x87 unit; its registers are the MMX registers too.
+    pub x87: X87,
     /// An interrupt that was acknowledged and is not delivered yet: its delivery met a nested fault.
     pub injected: Option<u8>,
     /// Instructions done.
@@ -318,6 +321,7 @@ impl Cpu {
             msr: ModelSpecific { pat: 0x0007_0406_0007_0406, misc_enable: 1, ..Default::default() },
             xmm: [0; 16],
             mxcsr: 0x1f80,
+            x87: X87::new(),
             injected: None,
             retired: 0,
             surroundings,

@@ -46,6 +46,7 @@ mod tlb;
 mod trace_cache;
 mod walk;
 pub mod width;
+pub mod x87_state;
 
 pub use code_map::CodeMap;
 pub use nested::SecondStage;

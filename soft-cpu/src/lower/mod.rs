@@ -7,6 +7,7 @@ mod arithmetic;
 mod control;
 mod moves;
 mod stack;
+mod x87;
 
 use iced_x86::{Code, Instruction, MemorySize, OpKind, Register};
 
@@ -79,6 +80,7 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
             .or_else(|| moves::lower(instruction, &mut op, at))
             .or_else(|| control::lower(instruction, &mut op, at))
             .or_else(|| stack::lower(instruction, &mut op, at))
+            .or_else(|| x87::lower(instruction, &mut op, at))
     });
     match found {
         Some(found) => {
