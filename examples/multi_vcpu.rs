@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // Every actor is made here, and nothing runs yet.
     let mut machine = Machine::build(spec)?;
-    println!("KVM here is {}", machine.kvm());
+    println!("engine {}: {}", machine.engine(), machine.engine_detail());
 
     // The loader places the guest, the vcpus go, and some time later it is over.
     machine.start()?;

@@ -70,10 +70,30 @@ pub(crate) enum Shootdown {
 /// Which engine runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineKind {
-    /// KVM: the only engine so far
+    /// KVM where the processor assists it and the run needs nothing that it lacks; else the software engine
     Auto,
     /// Linux's KVM
     Kvm,
+    /// skep's own x86-64 processor: runs anywhere, without privileges, and walks the nested tables itself
+    Soft,
+}
+
+/// Who sets accessed and dirty bits in the nested tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AccessedDirty {
+    /// Whoever walks them, as newer hardware does (software engine only)
+    Hw,
+    /// The pmap, by faults, as for older hardware
+    Emulated,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switched {
+    /// On
+    On,
+    /// Off
+    Off,
 }
 
 /// How sure the trace is of who faulted.
@@ -135,6 +155,20 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) engine: EngineKind,
 
+    /// Who sets accessed and dirty bits in the nested tables. `hw` needs the software engine: KVM's own
+    /// tables are hidden
+    #[arg(long, value_enum, default_value = "emulated", value_name = "WHO")]
+    pub(crate) ad: AccessedDirty,
+
+    /// Whether the nested tables may have 2 MiB leaves
+    #[arg(long, value_enum, default_value = "on", value_name = "ON|OFF")]
+    pub(crate) superpages: Switched,
+
+    /// Compare every use of a cached translation with the nested tables, and end the run when one is used
+    /// after its shootdown was complete (software engine; many times slower)
+    #[arg(long)]
+    pub(crate) check_translations: bool,
+
     /// Whom an invalidation knocks on
     #[arg(long, value_enum, default_value = "auto", value_name = "WHOM")]
     pub(crate) shootdown: Shootdown,
@@ -168,7 +202,7 @@ pub(crate) struct RunArgs {
 
     /// For tests of skep itself: break something on purpose. ACTOR-panic and ACTOR-hang break
     /// an actor (machine, pmap, loader, console, tracer, vcpuN) once the guest runs;
-    /// keep-host-mappings leaves stale translations; exercise pauses and remaps a running guest
+    /// keep-host-mappings and skip-flush leave stale translations; exercise pauses and remaps a running guest
     #[arg(long, value_name = "WHAT", hide = true)]
     pub(crate) test_switch: Option<String>,
 

@@ -10,10 +10,10 @@ use actors::layout::parse_memory_size;
 use loader_actor::guests;
 use machine::host::meminfo;
 use machine::spec::block_signals;
-use skep::{ConsoleKind, ExitStatus, Machine, MachineSpec, Report, ShootdownMode};
+use skep::{ConsoleKind, EngineChoice, ExitStatus, Machine, MachineSpec, Report, ShootdownMode};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{RunArgs, Shootdown, TraceVcpus};
+use crate::cli::{AccessedDirty, EngineKind, RunArgs, Shootdown, Switched, TraceVcpus};
 use crate::switches::Switch;
 use crate::{Failure, say, summary, switches};
 
@@ -85,6 +85,14 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
     spec.initrd = args.initrd.clone();
     spec.cmdline = args.cmdline.clone();
     spec.wire = args.wire;
+    spec.engine = match args.engine {
+        EngineKind::Auto => EngineChoice::Auto,
+        EngineKind::Kvm => EngineChoice::Kvm,
+        EngineKind::Soft => EngineChoice::Soft,
+    };
+    spec.hardware_ad = args.ad == AccessedDirty::Hw;
+    spec.superpages = args.superpages == Switched::On;
+    spec.check_translations = args.check_translations;
     spec.shootdown = match args.shootdown {
         Shootdown::Auto => ShootdownMode::Auto,
         Shootdown::Broadcast => ShootdownMode::Broadcast,
@@ -97,6 +105,7 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
     spec.console = ConsoleKind::Terminal;
     let switch = args.test_switch.as_deref().map(Switch::parse).transpose().map_err(usage)?;
     spec.skip_mirror_unmap = switch == Some(Switch::KeepHostMappings);
+    spec.skip_flush = switch == Some(Switch::SkipFlush);
     spec.layout().map_err(usage)?;
     Ok((spec, switch))
 }

@@ -60,7 +60,7 @@ fn text(ended: &Ended, storm: Option<StormReport>) -> String {
     let report = &ended.report;
     let mut lines = vec![
         String::new(),
-        format!("  engine      {}, KVM is {}", report.engine, report.kvm),
+        format!("  engine      {}: {}", report.engine, report.engine_detail),
         format!(
             "  time        built in {}, loaded in {}{}, ran {}",
             time(report.build_ns),

@@ -24,6 +24,8 @@ pub(crate) enum Switch {
     Break(ActorName, Break),
     /// Leave the host mapping alone when translations are removed.
     KeepHostMappings,
+    /// Leave the software engine's translations alone when it should flush them.
+    SkipFlush,
     /// Pause and resume the machine, and unmap and map the top of its memory.
     Exercise,
 }
@@ -33,12 +35,13 @@ impl Switch {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "keep-host-mappings" => return Ok(Self::KeepHostMappings),
+            "skip-flush" => return Ok(Self::SkipFlush),
             "exercise" => return Ok(Self::Exercise),
             _ => {}
         }
         let unknown = || {
             format!(
-                "there is no test switch \"{text}\": there are keep-host-mappings, exercise, and \
+                "there is no test switch \"{text}\": there are keep-host-mappings, skip-flush, exercise, and \
                  ACTOR-panic and ACTOR-hang for machine, pmap, loader, console, tracer and vcpuN"
             )
         };
@@ -102,7 +105,7 @@ pub(crate) fn drive(
     match switch {
         Some(Switch::Break(actor, how)) => machine.break_(actor, how),
         Some(Switch::Exercise) => exercise(machine)?,
-        Some(Switch::KeepHostMappings) | None => {}
+        Some(Switch::KeepHostMappings | Switch::SkipFlush) | None => {}
     }
     Ok(None)
 }

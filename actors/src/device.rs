@@ -85,6 +85,12 @@ impl Bus {
         (offset.checked_add(len as u64)? <= resident.len).then_some((resident, offset))
     }
 
+    /// Whether somebody lives at `at`.
+    #[must_use]
+    pub fn is_claimed(&self, at: u64) -> bool {
+        self.find(at, 1).is_some()
+    }
+
     /// Reads `data.len()` bytes at `at`. Where nobody lives the bus floats: all ones.
     /// Returns whether somebody answered.
     pub fn read(&self, at: u64, data: &mut [u8]) -> bool {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use actors::PAGE_SIZE;
 use actors::contract::boot::BootSource;
 use loader_actor::guests::toucher;
-use machine::{ConsoleKind, ExitStatus, Machine, MachineSpec};
+use machine::{ConsoleKind, EngineChoice, ExitStatus, Machine, MachineSpec};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::bare_fault;
@@ -139,6 +139,7 @@ impl Side {
 /// Runs the guest once, in a whole machine.
 fn touch_all(place: &Where) -> Result<Touched, BenchError> {
     let mut spec = MachineSpec::new(BootSource::Builtin(toucher::GUEST.name));
+    spec.engine = EngineChoice::Kvm;
     spec.memory_bytes = place.memory_bytes();
     spec.fault_around_pages = place.around;
     spec.spin_for_faults = place.spin;

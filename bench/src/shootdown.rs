@@ -19,7 +19,7 @@ use actors::contract::boot::MemoryPort;
 use actors::contract::space::RaiseTimes;
 use actors::{GpaRange, PAGE_SIZE, Protection};
 use loader_actor::guests::spin;
-use machine::{ConsoleKind, Machine, MachineSpec, ShootdownMode};
+use machine::{ConsoleKind, EngineChoice, Machine, MachineSpec, ShootdownMode};
 
 use crate::bare_kick::BareKick;
 use crate::cli::ShootdownArgs;
@@ -92,6 +92,7 @@ struct Subject {
 impl Subject {
     fn start(vcpus: u16, cpus: &Cpus) -> Result<Self, BenchError> {
         let mut spec = MachineSpec::new(BootSource::Builtin(spin::GUEST.name));
+        spec.engine = EngineChoice::Kvm;
         spec.vcpus = vcpus;
         spec.memory_bytes = memory_bytes();
         spec.shootdown = ShootdownMode::Broadcast;

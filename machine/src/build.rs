@@ -1,7 +1,7 @@
 //! Who is made in which order, and who gets whose handle.
 //!
 //! ```text
-//!   memory ─▶ KVM machine ─▶ tracer ─▶ pmap ─▶ console, devices ─▶ vcpus ─▶ loader, supervisor
+//!   memory ─▶ (KVM machine) ─▶ tracer ─▶ pmap ─▶ engine ─▶ console, devices ─▶ vcpus ─▶ loader, supervisor
 //! ```
 //!
 //! Each needs only what stands to its left. When a step fails, what was made is dropped from
@@ -30,12 +30,13 @@ use parking_lot::Mutex;
 use pmap_actor::handle::SpaceHandle;
 use pmap_actor::host::memory::GuestMemory;
 use pmap_actor::roster::Roster;
-use pmap_actor::space_actor::{self, Consumer, SpaceConfig};
+use pmap_actor::space_actor::{self, SpaceConfig};
 use shootdown::{Domain, SeatId};
 use tokio::sync::{mpsc, oneshot};
-use vcpu_actor::engine::kvm::{Halts, KvmError, KvmSystem, KvmVm};
+use vcpu_actor::engine::kvm::KvmError;
 use vcpu_actor::{KickKind, VcpuConfig, VcpuHandle, pause_all};
 
+use crate::engines::{self, EngineKind, Hardware};
 use crate::host::meminfo;
 use crate::machine::{Machine, TheEnd};
 use crate::outcome::ExitStatus;
@@ -57,6 +58,25 @@ pub enum BuildError {
     /// KVM cannot do it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// That engine cannot do what is asked for.
+    #[error("the {engine} engine cannot do that: {why}")]
+    WrongEngine {
+        /// Which.
+        engine: EngineKind,
+        /// What it cannot do.
+        why: &'static str,
+    },
+    /// Each engine lacks something that is asked for.
+    #[error("no engine does both: {why}; {also}")]
+    Contradiction {
+        /// What only KVM can do.
+        why: &'static str,
+        /// What only the software engine can do.
+        also: &'static str,
+    },
+    /// Too many vcpus, or none.
+    #[error("{0}")]
+    Vcpus(String),
     /// More than the host can address.
     #[error("the host has no room for {bytes} bytes of guest memory: {why}")]
     Memory {
@@ -94,9 +114,11 @@ impl BuildError {
     #[must_use]
     pub fn exit_status(&self) -> ExitStatus {
         match self {
-            Self::Layout(_) | Self::Kvm(KvmError::NoVcpus | KvmError::TooManyVcpus { .. }) => {
-                ExitStatus::Usage
-            }
+            Self::Layout(_)
+            | Self::WrongEngine { .. }
+            | Self::Contradiction { .. }
+            | Self::Vcpus(_)
+            | Self::Kvm(KvmError::NoVcpus | KvmError::TooManyVcpus { .. }) => ExitStatus::Usage,
             Self::Kvm(_) | Self::Memory { .. } | Self::NotEnoughToWire { .. } | Self::Pmap(_) => {
                 ExitStatus::HostLacks
             }
@@ -105,7 +127,7 @@ impl BuildError {
     }
 }
 
-fn host<E: Display>(what: impl Into<String>) -> impl FnOnce(E) -> BuildError {
+pub(crate) fn host<E: Display>(what: impl Into<String>) -> impl FnOnce(E) -> BuildError {
     let what = what.into();
     move |why| BuildError::Host { what, why: why.to_string() }
 }
@@ -113,7 +135,7 @@ fn host<E: Display>(what: impl Into<String>) -> impl FnOnce(E) -> BuildError {
 /// What must outlive every vcpu thread and the userfaultfd: closing a virtual machine waits
 /// for faults that nobody would serve any more.
 pub(crate) struct KeptUntilTheEnd {
-    _vm: KvmVm,
+    pub(crate) hardware: Hardware,
 }
 
 /// Where everybody's tidings go.
@@ -158,14 +180,11 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
     if spec.wire {
         must_be_available(layout.total())?;
     }
-    let system = KvmSystem::open()?;
-    let kvm = system.facts().flavor.to_string();
+    let engine = engines::choose(&spec)?;
     let memory = GuestMemory::new(layout)
         .map_err(|why| BuildError::Memory { bytes: layout.total(), why })?;
     let memory = Arc::new(memory);
-    let halts = if spec.exact_vcpus { Halts::OccupyTheCpu } else { Halts::default() };
-    let mut vm = KvmVm::create(&system, spec.vcpus, halts)?;
-    give_memory(&mut vm, &memory)?;
+    let vm = engine.make_vm(&spec, &memory)?;
 
     let Ears { tell, tidings, gone } = Ears::new();
     let mut threads = Vec::new();
@@ -188,7 +207,7 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
     let roster = Arc::new(Roster::new(spec.vcpus));
     let (space, thread) = space_actor::start(SpaceConfig {
         memory,
-        consumer: Consumer::Kvm { skip_unmap: spec.skip_mirror_unmap },
+        consumer: engine.consumer(&spec),
         domain: domain.clone(),
         roster: roster.clone(),
         mode: spec.shootdown,
@@ -207,26 +226,29 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
         }
     }
 
-    let plugged = plug_in(&spec, &vm, &tell)?;
+    let hardware = Hardware::new(vm, &spec, &space)?;
+    let plugged = plug_in(&spec, &hardware, &tell)?;
     watch.add(ActorName::Console, plugged.console.pulse());
 
     let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
     for id in (0..spec.vcpus).map(VcpuId) {
         let pulse = Pulse::default();
-        let (vcpu, thread) = vcpu_actor::start(VcpuConfig {
+        let faults = space.clone();
+        let config = VcpuConfig {
             id,
-            engine: vm.create_vcpu(id)?,
+            engine: (),
             domain: domain.clone(),
             seat: SeatId(id.index()),
             ports: plugged.ports.clone(),
             mmio: plugged.mmio.clone(),
+            faults: Arc::new(move |fault| faults.fault(fault)),
             layout,
             tell: tell.clone(),
             wake: space.waker(),
             pulse: pulse.clone(),
             kick: KickKind::default(),
-        })
-        .map_err(host(format!("start a thread for {id}")))?;
+        };
+        let (vcpu, thread) = hardware.start_vcpu(id, config)?;
         watch.add(ActorName::Vcpu(id), pulse);
         threads.push((ActorName::Vcpu(id), thread));
         vcpus.push(vcpu);
@@ -248,7 +270,8 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
     let (supervisor, stop_supervisor) = control.start(&mut threads)?;
 
     Ok(Machine {
-        kvm,
+        engine: engine.kind,
+        engine_detail: engine.why,
         domain,
         space,
         vcpus,
@@ -266,7 +289,7 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
         load_time: Duration::ZERO,
         running_since: None,
         spec,
-        _vm: KeptUntilTheEnd { _vm: vm },
+        kept: KeptUntilTheEnd { hardware },
     })
 }
 
@@ -282,25 +305,19 @@ fn must_be_available(wanted: u64) -> Result<(), BuildError> {
     Ok(())
 }
 
-#[expect(unsafe_code, reason = "gives KVM the addresses of memory that the guest will use")]
-fn give_memory(vm: &mut KvmVm, memory: &GuestMemory) -> Result<(), BuildError> {
-    for slot in memory.slots() {
-        // SAFETY: the guest view is made for this: no Rust reference into it is ever made, it
-        // stays mapped as long as `GuestMemory` lives, and the pmap, whose handle every
-        // machine keeps until its vcpus are joined, keeps that alive.
-        unsafe { vm.add_memory(slot.range, slot.host) }?;
-    }
-    Ok(())
-}
-
-fn plug_in(spec: &MachineSpec, vm: &KvmVm, tell: &TellMachine) -> Result<Plugged, BuildError> {
+fn plug_in(
+    spec: &MachineSpec,
+    hardware: &Hardware,
+    tell: &TellMachine,
+) -> Result<Plugged, BuildError> {
     let cable = Cable::new().map_err(host("make the console's cable"))?;
-    let serial_line = vm.irq_line(platform::COM1_IRQ.into())?;
+    let serial_line = hardware.irq_line(platform::COM1_IRQ)?;
     let serial = Arc::new(Mutex::new(Serial::new(serial_line, cable.clone())));
-    let sci_line = vm.irq_line(platform::SCI_IRQ.into())?;
+    let sci_line = hardware.irq_line(platform::SCI_IRQ)?;
     let power = Arc::new(Mutex::new(PowerManagement::new(sci_line)));
     let wiring = Wiring { serial: serial.clone(), power };
-    let (ports, mmio) = attach(wiring).map_err(host("place the devices"))?;
+    let (mut ports, mut mmio) = attach(wiring).map_err(host("place the devices"))?;
+    hardware.attach(&mut ports, &mut mmio).map_err(host("place the interrupt controllers"))?;
 
     let mut captured = None;
     let mut setup =

@@ -13,6 +13,7 @@
 //! `machine.rs` (what the owner holds) → `outcome.rs`, `report.rs` (how it ended).
 
 mod build;
+pub mod engines;
 pub mod host;
 mod machine;
 pub mod outcome;
@@ -24,8 +25,9 @@ mod tracer;
 pub mod watch;
 
 pub use build::BuildError;
+pub use engines::EngineKind;
 pub use machine::{Ended, Machine};
 pub use outcome::{ExitStatus, Outcome};
 pub use report::Report;
-pub use spec::{ConsoleKind, MachineSpec, ShootdownMode};
+pub use spec::{ConsoleKind, EngineChoice, MachineSpec, ShootdownMode};
 pub use supervisor::MachineError;

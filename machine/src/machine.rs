@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use vcpu_actor::VcpuHandle;
 
 use crate::build::{self, BuildError};
+use crate::engines::EngineKind;
 use crate::outcome::{ExitStatus, Outcome};
 use crate::report::{Report, VcpuReport};
 use crate::spec::{ConsoleKind, MachineSpec};
@@ -41,7 +42,8 @@ const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
 /// A built machine. Dropping it ends it.
 pub struct Machine {
     pub(crate) spec: MachineSpec,
-    pub(crate) kvm: String,
+    pub(crate) engine: EngineKind,
+    pub(crate) engine_detail: String,
     pub(crate) domain: Arc<Domain>,
     pub(crate) space: SpaceHandle,
     pub(crate) vcpus: Vec<VcpuHandle>,
@@ -59,8 +61,8 @@ pub struct Machine {
     pub(crate) loaded: Option<Loaded>,
     pub(crate) load_time: Duration,
     pub(crate) running_since: Option<Instant>,
-    /// What KVM needs until every vcpu is joined and the userfaultfd is closed.
-    pub(crate) _vm: build::KeptUntilTheEnd,
+    /// What vcpus need until every one is joined and the userfaultfd is closed.
+    pub(crate) kept: build::KeptUntilTheEnd,
 }
 
 /// What the owner knows of the end. The supervisor watches everybody; its owner watches it.
@@ -177,10 +179,16 @@ impl Machine {
         &self.vcpus
     }
 
-    /// Which engine and KVM this machine runs on.
+    /// What runs the guest.
     #[must_use]
-    pub fn kvm(&self) -> &str {
-        &self.kvm
+    pub fn engine(&self) -> EngineKind {
+        self.engine
+    }
+
+    /// What that is on this host, or why it is not the other one.
+    #[must_use]
+    pub fn engine_detail(&self) -> &str {
+        &self.engine_detail
     }
 
     /// Breaks an actor, for tests of the supervision.
@@ -258,8 +266,8 @@ impl Machine {
             flushes: flushes.into(),
         });
         let report = Report {
-            engine: "kvm",
-            kvm: self.kvm.clone(),
+            engine: self.engine,
+            engine_detail: self.engine_detail.clone(),
             vcpus: self.spec.vcpus,
             memory_bytes: self.spec.memory_bytes,
             outcome: outcome.to_string(),
@@ -275,6 +283,7 @@ impl Machine {
                 + farewell.unwritten,
             vcpu: vcpu.collect(),
             space,
+            unimplemented: self.kept.hardware.unimplemented(),
             left_behind: self.threads.iter().map(|(actor, _)| actor.to_string()).collect(),
         };
         let output =

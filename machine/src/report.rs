@@ -1,5 +1,8 @@
 //! What a run was like, in numbers. Units are in the keys.
 
+use std::collections::BTreeMap;
+
+use crate::engines::EngineKind;
 use actors::contract::space::SpaceTally;
 use actors::contract::vcpu::VcpuTally;
 use serde::Serialize;
@@ -11,9 +14,9 @@ use crate::outcome::ExitStatus;
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Which engine ran the guest.
-    pub engine: &'static str,
-    /// What this host's KVM is: "hardware (AMD)", "software (kvm_pvm)", …
-    pub kvm: String,
+    pub engine: EngineKind,
+    /// What it is on this host ("KVM here is …"), or why it is not the other one.
+    pub engine_detail: String,
     /// How many vcpus.
     pub vcpus: u16,
     /// How much memory the guest was given, in bytes.
@@ -40,6 +43,8 @@ pub struct Report {
     pub vcpu: Vec<VcpuReport>,
     /// Memory, faults and shootdowns; nothing when the pmap died.
     pub space: Option<SpaceTally>,
+    /// Instructions that the guest met and the software engine does not know, by name, and how often.
+    pub unimplemented: BTreeMap<String, u64>,
     /// Threads that did not end within the deadline, by name.
     pub left_behind: Vec<String>,
 }

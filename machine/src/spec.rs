@@ -21,6 +21,18 @@ pub enum ConsoleKind {
     Null,
 }
 
+/// What shall run the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// KVM where the processor assists it and the run needs nothing that it lacks, else the software engine.
+    #[default]
+    Auto,
+    /// Linux's KVM.
+    Kvm,
+    /// skep's own processor.
+    Soft,
+}
+
 /// A machine, as wanted. Fields are plain; [`MachineSpec::layout`] and the build check them.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
@@ -38,6 +50,16 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Make all memory resident before the guest starts (`-S`).
     pub wire: bool,
+    /// What shall run the guest.
+    pub engine: EngineChoice,
+    /// Accessed and dirty bits of the nested tables are set by whoever walks them, as newer hardware does, not emulated.
+    pub hardware_ad: bool,
+    /// The nested tables may have 2 MiB leaves.
+    pub superpages: bool,
+    /// Software engine: compare every use of a cached translation with the tables.
+    pub check_translations: bool,
+    /// For tests that the checks notice: a flush of the software engine forgets nothing.
+    pub skip_flush: bool,
     /// Whom invalidations knock on.
     pub shootdown: ShootdownMode,
     /// Fault-around window, in pages.
@@ -74,6 +96,11 @@ impl MachineSpec {
             initrd: None,
             cmdline: String::new(),
             wire: false,
+            engine: EngineChoice::Auto,
+            hardware_ad: false,
+            superpages: true,
+            check_translations: false,
+            skip_flush: false,
             shootdown: ShootdownMode::Auto,
             fault_around_pages: FAULT_AROUND_PAGES,
             spin_for_faults: Duration::ZERO,

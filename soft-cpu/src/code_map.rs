@@ -132,12 +132,15 @@ impl Reader {
         self.map.seen[self.own].store(self.seen, Ordering::Release);
     }
 
-    /// On the way into the guest; translations for stores must be dropped after this.
-    pub(crate) fn enter(&mut self) {
-        self.map.seen[self.own].store(0, Ordering::Relaxed);
+    /// On the way into the guest: whether translations for stores must be dropped now, because there are marks that
+    /// came since this processor last looked.
+    pub(crate) fn enter(&mut self) -> bool {
+        let before = self.seen;
+        self.map.seen[self.own].store(before, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.seen = self.map.marks.load(Ordering::Acquire);
         self.map.seen[self.own].store(self.seen, Ordering::Release);
+        self.seen != before
     }
 
     /// On the way out.

@@ -337,10 +337,35 @@ impl Cpu {
             large: None,
             checker: None,
         };
-        cpu.set_segment(seg::CS, Segment { base: 0xffff_0000, ..Segment::real_code(0xf000) });
-        cpu.gpr[reg::RDX] = 0x600;
-        cpu.mode_changed();
+        cpu.reset();
         cpu
+    }
+
+    /// The state after INIT, which is that after power-on but for the floating-point and model-specific
+    /// registers and the cache bits of CR0 (Intel SDM vol. 3, "Processor State After Reset").
+    pub fn reset(&mut self) {
+        self.gpr = [0; 32];
+        self.gpr[reg::RDX] = 0x600;
+        self.rip = 0xfff0;
+        self.set_rflags(0);
+        self.event = Event::None;
+        self.after = After::Nothing;
+        self.attend = 0;
+        self.injected = None;
+        self.replay.retire();
+        self.ldtr = Segment::null_system(0x82);
+        self.tr = Segment::null_system(0x8b);
+        self.gdtr = TableRegister { base: 0, limit: 0xffff };
+        self.idtr = TableRegister { base: 0, limit: 0xffff };
+        self.cr0 = self.cr0 & (cr0::NW | cr0::CD) | cr0::ET;
+        (self.cr2, self.cr3, self.cr4, self.efer) = (0, 0, 0, 0);
+        self.dr = [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400];
+        self.cpl = 0;
+        for which in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
+            self.set_segment(which, Segment::real(0));
+        }
+        self.set_segment(seg::CS, Segment { base: 0xffff_0000, ..Segment::real_code(0xf000) });
+        self.mode_changed();
     }
 
     // ---- registers -----------------------------------------------------------------------

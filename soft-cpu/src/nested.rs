@@ -36,6 +36,12 @@ pub trait SecondStage: Send {
     /// [`NestedRefusal`].
     fn translate(&mut self, gpa: u64, access: Access) -> Result<NestedPage, NestedRefusal>;
 
+    /// Whether an access to the guest's own page tables counts as a store (Intel SDM vol. 3, "Accessed and Dirty
+    /// Flags for EPT": it does when the walker sets those flags).
+    fn walks_are_stores(&self) -> bool {
+        false
+    }
+
     /// The generation the translations are filled at: what the last flush was told.
     fn filled_at(&self) -> u64;
 

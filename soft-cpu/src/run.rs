@@ -128,11 +128,31 @@ impl Processor {
         self.asked.is_some() || self.cpu.replay.is_pending()
     }
 
+    /// INIT: as after power-on, but for what the outside gave it.
+    pub fn init_reset(&mut self) {
+        self.cpu.reset();
+        self.alone = false;
+        self.asked = None;
+    }
+
+    /// Start-up message: begins in real mode at this 4 KiB page.
+    pub fn start_at(&mut self, page: u8) {
+        let segment = crate::segment::Segment::real_code(u16::from(page) << 8);
+        self.cpu.set_segment(crate::cpu::seg::CS, segment);
+        self.cpu.rip = 0;
+    }
+
+    /// A non-maskable interrupt came.
+    pub fn raise_nmi(&mut self) {
+        self.cpu.injected.get_or_insert(2);
+    }
+
     /// Runs until something is wanted, or `knock` is not 0. At least one instruction is done unless it is up
     /// from the start.
     pub fn run(&mut self, knock: &AtomicU8) -> Stop {
-        self.cpu.code.enter();
-        self.cpu.writes.flush();
+        if self.cpu.code.enter() {
+            self.cpu.writes.flush();
+        }
         let stop = self.run_inside(knock);
         self.cpu.code.leave();
         stop

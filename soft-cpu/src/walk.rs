@@ -249,7 +249,9 @@ impl Cpu {
     }
 
     fn read_entry<W: Width>(&mut self, at: u64, walk: &Walk) -> Result<u64, Raised> {
-        let page = self.nested_page(at, Access::Read, walk.address, true)?;
+        let access =
+            if self.second_stage.walks_are_stores() { Access::Write } else { Access::Read };
+        let page = self.nested_page(at, access, walk.address, true)?;
         Ok(page.host.at(at).load::<W>())
     }
 

@@ -1,6 +1,6 @@
 //! What everybody else holds of a vcpu.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use actors::VcpuId;
 use actors::contract::boot::EntryState;
@@ -54,6 +54,23 @@ impl Drop for Desk {
         // First the mailbox closes, then the vcpu comes out and finds it closed.
         self.orders = None;
         self.knocker.knock();
+    }
+}
+
+/// Reaches a vcpu as long as somebody else has a handle to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader {
+    pub(crate) knocker: Knocker,
+    desk: Weak<Desk>,
+}
+
+impl Reader {
+    /// "There may be an interrupt for you." Lost when its mailbox is full: then it is awake, or about to be.
+    pub(crate) fn nudge(&self) {
+        let Some(desk) = self.desk.upgrade() else { return };
+        if let Some(orders) = &desk.orders {
+            drop(orders.try_send(Order::Nudge));
+        }
     }
 }
 
@@ -130,6 +147,11 @@ impl VcpuHandle {
     /// [`OrderError`]; [`OrderError::Gone`] is as good as done.
     pub fn retire(&self) -> Result<(), OrderError> {
         self.tell(Order::Retire)
+    }
+
+    /// A way to wake the vcpu that does not keep it.
+    pub(crate) fn reader(&self) -> Reader {
+        Reader { knocker: self.knocker(), desk: Arc::downgrade(&self.desk) }
     }
 
     /// For tests of the supervision: "panic" or "hang".

@@ -44,5 +44,5 @@ mod together;
 
 pub use handle::{OrderError, VcpuHandle};
 pub use knock::{ExitFlag, KickKind, Knocker, SignalError};
-pub use thread::{VcpuConfig, Wake, start};
+pub use thread::{ServeFault, VcpuConfig, Wake, start};
 pub use together::{Overdue, Pausing, pause_all, run_all};

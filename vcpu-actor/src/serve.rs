@@ -43,6 +43,12 @@ impl Neighbours {
             }
             Exit::Port(access) => self.serve_port(access, tally),
             Exit::Mmio(access) => self.serve_mmio(access, tally),
+            Exit::StaleTranslation { rip, what } => {
+                tally.other_exits += 1;
+                fault(GuestFault::Stale { vcpu, rip, what })
+            }
+            // The thread does these itself.
+            Exit::Halted { .. } | Exit::NestedFault(_) => Served::GoOn,
             Exit::Ends(end) => {
                 tally.other_exits += 1;
                 Served::Over(Tidings::Ended { by: vcpu, end })

@@ -4,20 +4,22 @@
 //! [`VcpuThread::trip`]: no lock, no allocation, no system call but the engine's own.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use actors::contract::guest::{TellMachine, Tidings};
+use actors::contract::guest::{GuestFault, TellMachine, Tidings};
+use actors::contract::space::{NestedFault, SpaceError};
 use actors::contract::vcpu::{Order, Parked, Snapshot, VcpuTally};
 use actors::device::Bus;
 use actors::layout::MemoryLayout;
 use actors::pulse::Pulse;
 use actors::threads::{Joined, spawn};
 use actors::{ActorName, VcpuId};
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use parking_lot::Mutex;
 use shootdown::{Domain, Generation, Left, SeatId};
 use tracing::{debug, trace};
 
-use crate::engine::{Engine, Trip};
+use crate::engine::{Engine, Exit, Trip};
 use crate::knock::Listener;
 use crate::serve::{Neighbours, Served};
 use crate::state::{Act, Event, Next, State};
@@ -25,6 +27,9 @@ use crate::{KickKind, VcpuHandle};
 
 /// Wakes whoever waits for vcpus to come out of the guest. Must not block.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
+/// Asks the pmap to serve a fault, and waits. Called out of the guest only.
+pub type ServeFault = Arc<dyn Fn(NestedFault) -> Result<(), SpaceError> + Send + Sync>;
 
 /// How many exits a vcpu that is asked for its registers serves first, so that they are those of a whole
 /// instruction. A string instruction may need more: then they are those of its middle.
@@ -44,6 +49,8 @@ pub struct VcpuConfig<E> {
     pub ports: Arc<Bus>,
     /// Who lives at which address.
     pub mmio: Arc<Bus>,
+    /// Who serves faults that an engine meets itself.
+    pub faults: ServeFault,
     /// Where memory is, and where devices may be.
     pub layout: MemoryLayout,
     /// Where tidings go.
@@ -54,6 +61,27 @@ pub struct VcpuConfig<E> {
     pub pulse: Pulse,
     /// How knocks reach it.
     pub kick: KickKind,
+}
+
+impl VcpuConfig<()> {
+    /// With an engine, after all.
+    #[must_use]
+    pub fn with_engine<E>(self, engine: E) -> VcpuConfig<E> {
+        VcpuConfig {
+            id: self.id,
+            engine,
+            domain: self.domain,
+            seat: self.seat,
+            ports: self.ports,
+            mmio: self.mmio,
+            faults: self.faults,
+            layout: self.layout,
+            tell: self.tell,
+            wake: self.wake,
+            pulse: self.pulse,
+            kick: self.kick,
+        }
+    }
 }
 
 /// Starts a vcpu's thread. It waits for orders.
@@ -113,6 +141,7 @@ fn live<E: Engine>(
             mmio: config.mmio,
             layout: config.layout,
         },
+        faults: config.faults,
         tell: config.tell,
         pulse: config.pulse,
     }
@@ -162,6 +191,7 @@ struct VcpuThread<E> {
     /// An order that was looked at before its turn.
     ahead: Option<Order>,
     neighbours: Neighbours,
+    faults: ServeFault,
     tell: TellMachine,
     pulse: Pulse,
 }
@@ -214,7 +244,12 @@ impl<E: Engine> VcpuThread<E> {
         }
         self.presence.publish();
         self.pulse.rest();
-        let order = self.mailbox.recv().unwrap_or(Order::Retire);
+        let order = loop {
+            match self.mailbox.recv().unwrap_or(Order::Retire) {
+                Order::Nudge => {}
+                order => break order,
+            }
+        };
         self.pulse.beat();
         order
     }
@@ -231,10 +266,56 @@ impl<E: Engine> VcpuThread<E> {
     }
 
     fn peek(&self) -> Option<Order> {
-        match self.mailbox.try_recv() {
+        loop {
+            match self.mailbox.try_recv() {
+                Ok(Order::Nudge) => {}
+                Ok(order) => return Some(order),
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return Some(Order::Retire),
+            }
+        }
+    }
+
+    /// The guest is halted: sleeps at the mailbox until an order comes, a nudge, or `until`. Out of the guest, so no
+    /// shootdown waits for it.
+    fn sleep(&mut self, until: Option<Instant>) {
+        if self.ahead.is_some() || !self.engine.falls_asleep() {
+            return;
+        }
+        self.presence.tally.halts += 1;
+        self.pulse.rest();
+        let order = match until {
+            None => self.mailbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => self.mailbox.recv_deadline(until),
+        };
+        self.pulse.beat();
+        self.engine.wakes();
+        self.ahead = match order {
+            Ok(Order::Nudge) | Err(RecvTimeoutError::Timeout) => None,
             Ok(order) => Some(order),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => Some(Order::Retire),
+            Err(RecvTimeoutError::Disconnected) => Some(Order::Retire),
+        };
+    }
+
+    /// Our tables refuse an access: the pmap serves it, while this vcpu waits out of the guest.
+    fn ask_for(&mut self, fault: NestedFault) -> Event {
+        self.presence.tally.nested_faults += 1;
+        self.pulse.rest();
+        let served = (self.faults)(fault);
+        self.pulse.beat();
+        let Err(why) = served else { return Event::Served };
+        // The pmap has told the machine what the guest did, or its own end has: this is told only if nobody did.
+        let rip = fault.origin.rip;
+        let what = why.to_string();
+        let fault = GuestFault::Engine { vcpu: self.neighbours.id, rip, what };
+        self.tell_unless_retiring(Tidings::Faulted(fault));
+        Event::Ended
+    }
+
+    fn tell_unless_retiring(&mut self, tidings: Tidings) {
+        self.ahead = self.ahead.take().or_else(|| self.peek());
+        if !matches!(self.ahead, Some(Order::Retire)) {
+            (self.tell)(tidings);
         }
     }
 
@@ -247,6 +328,8 @@ impl<E: Engine> VcpuThread<E> {
             Order::Look(_) => Event::Look,
             Order::Retire => Event::Retire,
             Order::Break(_) => Event::Break,
+            // Nobody hands these on.
+            Order::Nudge => return state,
         };
         let (after, act) = self.on(state, event);
         trace!(vcpu = self.neighbours.id.0, ?event, ?after, "order");
@@ -321,20 +404,23 @@ impl<E: Engine> VcpuThread<E> {
             wake();
         }
         self.pulse.beat();
+        tally.instructions = self.engine.instructions();
         trip
     }
 
     fn serve(&mut self) -> Event {
-        let served = self.neighbours.serve(self.engine.exit(), &mut self.presence.tally);
-        match served {
+        let exit = match self.engine.exit() {
+            Exit::Halted { until } => {
+                self.sleep(until);
+                return Event::Served;
+            }
+            Exit::NestedFault(fault) => return self.ask_for(fault),
+            exit => exit,
+        };
+        match self.neighbours.serve(exit, &mut self.presence.tally) {
             Served::GoOn => return Event::Served,
             Served::Over(tidings) => (self.tell)(tidings),
-            Served::OverUnlessRetiring(tidings) => {
-                self.ahead = self.ahead.take().or_else(|| self.peek());
-                if !matches!(self.ahead, Some(Order::Retire)) {
-                    (self.tell)(tidings);
-                }
-            }
+            Served::OverUnlessRetiring(tidings) => self.tell_unless_retiring(tidings),
         }
         Event::Ended
     }

@@ -56,6 +56,17 @@ pub enum GuestFault {
         /// Where.
         at: Gpa,
     },
+    /// A translation was used after the shootdown that took it away was complete: the protocol is broken, in skep or by
+    /// a test.
+    #[error("stale translation: {vcpu} at rip {rip:#x}: {what}")]
+    Stale {
+        /// Who.
+        vcpu: VcpuId,
+        /// Where it was.
+        rip: u64,
+        /// What was used, with both generations.
+        what: String,
+    },
     /// The engine met something it cannot run.
     #[error("{vcpu} cannot go on at rip {rip:#x}: {what}")]
     Engine {

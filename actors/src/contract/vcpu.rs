@@ -26,6 +26,8 @@ pub enum Order {
     Pause(oneshot::Sender<Parked>),
     /// "What do you look like?" Only a parked vcpu answers.
     Look(oneshot::Sender<Snapshot>),
+    /// "There may be an interrupt for you": wakes a vcpu whose guest is halted. Means nothing otherwise.
+    Nudge,
     /// "Finish; your thread ends after this."
     Retire,
     /// For tests of the supervision: "die of a panic" or "hang".
@@ -92,6 +94,12 @@ pub struct VcpuTally {
     pub unclaimed_accesses: u64,
     /// Times the guest came out because somebody knocked.
     pub knocked_out: u64,
+    /// Nested faults it asked the pmap to serve (an engine that walks our tables itself).
+    pub nested_faults: u64,
+    /// Times the guest was halted and the thread slept at its mailbox.
+    pub halts: u64,
+    /// Instructions done, where the engine counts them.
+    pub instructions: Option<u64>,
     /// Anything else that brought it out.
     pub other_exits: u64,
 }

@@ -1,12 +1,16 @@
 //! What runs the guest: the contract every engine keeps.
 //!
 //! The set of engines is closed and known when the program is built: the vcpu's thread is generic, and no
-//! call on its way into the guest goes through a table. KVM is the first one.
+//! call on its way into the guest goes through a table: [`kvm`] and [`soft`].
 
 pub mod kvm;
+pub mod soft;
+
+use std::time::Instant;
 
 use actors::contract::boot::EntryState;
 use actors::contract::guest::GuestEnd;
+use actors::contract::space::NestedFault;
 use actors::{Gpa, Gva};
 use shootdown::{Generation, InGuest};
 
@@ -48,6 +52,20 @@ pub trait Engine: Send + 'static {
     /// next trip, and until then its registers are those of the instruction that asked.
     fn owes_completion(&self) -> bool;
 
+    /// After [`Exit::Halted`], before the thread sleeps at its mailbox: whether it may. From here on an
+    /// interrupt sends it an order to look. An engine whose halted vcpus sleep elsewhere is never asked.
+    fn falls_asleep(&mut self) -> bool {
+        true
+    }
+
+    /// It does not sleep any more.
+    fn wakes(&mut self) {}
+
+    /// Instructions done so far, where the engine counts them.
+    fn instructions(&self) -> Option<u64> {
+        None
+    }
+
     /// The registers an operator looks at. Only asked while out of the guest.
     ///
     /// # Errors
@@ -74,6 +92,20 @@ pub enum Exit<'e> {
     Port(PortAccess<'e>),
     /// It reads or writes an address where it has no memory.
     Mmio(MmioAccess<'e>),
+    /// It sleeps until an interrupt comes, or until its own clock wakes it: the thread may sleep at its mailbox.
+    Halted {
+        /// When the clock does.
+        until: Option<Instant>,
+    },
+    /// Our tables do not allow an access: the pmap must be asked before the guest can go on.
+    NestedFault(NestedFault),
+    /// The engine's own check has caught the use of a translation that a completed shootdown took away.
+    StaleTranslation {
+        /// Where it was.
+        rip: u64,
+        /// What was used, in words.
+        what: String,
+    },
     /// It asked for its own end without a device.
     Ends(GuestEnd),
     /// Three faults in a row.

@@ -69,9 +69,18 @@ impl ExitFlag for AtomicU8 {
     }
 }
 
+/// The same, for an engine that keeps the byte itself.
+impl ExitFlag for Arc<AtomicU8> {
+    fn byte(&self) -> &AtomicU8 {
+        self
+    }
+}
+
 /// What both sides of a knock look at.
 struct Door {
     flag: Box<dyn ExitFlag>,
+    /// The vcpu may be in the kernel while it is in the guest: the flag alone would not bring it out.
+    needs_signal: bool,
     /// The thread is somewhere between leaving its parking spot and coming back to it.
     engaged: AtomicBool,
     /// The kernel's id of the thread; 0 before it starts and after it ends.
@@ -105,9 +114,21 @@ impl Knocker {
     /// A way to get at the vcpu whose engine looks at `flag`.
     #[must_use]
     pub fn new(flag: impl ExitFlag + 'static) -> Self {
+        Self::with(Box::new(flag), true)
+    }
+
+    /// The same for an engine that is never in the kernel while it is in the guest, and reads the flag
+    /// often: a knock is one store.
+    #[must_use]
+    pub fn by_flag_alone(flag: impl ExitFlag + 'static) -> Self {
+        Self::with(Box::new(flag), false)
+    }
+
+    fn with(flag: Box<dyn ExitFlag>, needs_signal: bool) -> Self {
         Self {
             door: Arc::new(Door {
-                flag: Box::new(flag),
+                flag,
+                needs_signal,
                 engaged: AtomicBool::new(false),
                 tid: AtomicI32::new(0),
             }),
@@ -126,6 +147,9 @@ impl Knocker {
         }
         // K4.
         kick::ask(self.door.flag.byte(), || {
+            if !self.door.needs_signal {
+                return;
+            }
             // Acquire pairs with the store in `Listener::here`: the thread has its mask by then.
             let tid = self.door.tid.load(Ordering::Acquire);
             if tid != 0 {
@@ -159,7 +183,11 @@ impl Listener {
     ///
     /// When the signal cannot be used, in words.
     pub(crate) fn here(knocker: &Knocker, kind: KickKind) -> Result<Self, String> {
-        signal::install().map_err(|error| error.to_string())?;
+        // Without signals neither handler nor mask is wanted.
+        let kind = if knocker.door.needs_signal { kind } else { KickKind::Handler };
+        if knocker.door.needs_signal {
+            signal::install().map_err(|error| error.to_string())?;
+        }
         signal::deliver(match kind {
             KickKind::Handler => signal::Delivery::Open,
             KickKind::Mask => signal::Delivery::Blocked,

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use actors::contract::boot::{EntryMode, EntryState};
 use actors::contract::guest::{GuestEnd, Tidings};
+use actors::contract::space::SpaceError;
 use actors::device::{Bus, Device, Effect};
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use actors::pulse::Pulse;
@@ -210,6 +211,8 @@ pub fn bare_with(kvm: &KvmSystem, vcpus: u16, len: usize, kick: KickKind, halts:
             seat: SeatId(id.index()),
             ports: ports.clone(),
             mmio: mmio.clone(),
+            // KVM's faults go through the host mapping; nobody asks here.
+            faults: Arc::new(|_| Err(SpaceError::Dead("is not there"))),
             layout,
             tell: Arc::new(move |tidings| drop(tell.send(tidings))),
             wake: Arc::new(move || {
