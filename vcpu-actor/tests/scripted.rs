@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use actors::contract::boot::{EntryMode, EntryState};
 use actors::contract::guest::{GuestFault, Tidings};
+use actors::contract::space::SpaceError;
 use actors::contract::vcpu::Break;
 use actors::device::Bus;
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
@@ -188,6 +189,7 @@ fn play_with(
         seat: SeatId(0),
         ports: Arc::new(Bus::default()),
         mmio: Arc::new(Bus::default()),
+        faults: Arc::new(|_| Err(SpaceError::Dead("is not there"))),
         layout: MemoryLayout::split(1 << 20, LOWMEM_LIMIT, 40).unwrap(),
         tell: Arc::new(move |tidings| drop(tell.send(tidings))),
         wake: Arc::new(move || {
