@@ -33,6 +33,7 @@ pub mod cpu;
 pub mod event;
 pub mod flags;
 pub mod guest_memory;
+mod host_x87;
 pub mod lower;
 pub mod nested;
 mod nested_cache;

@@ -20,6 +20,12 @@ pub const MXCSR_MASK: u32 = 0xffff;
 
 /// Bits of the status word.
 pub(crate) mod status {
+    /// Invalid operation.
+    pub(crate) const IE: u16 = 1 << 0;
+    /// Overflow.
+    pub(crate) const OE: u16 = 1 << 3;
+    /// Underflow.
+    pub(crate) const UE: u16 = 1 << 4;
     /// The six exceptions.
     pub(crate) const EXCEPTIONS: u16 = 0x3f;
     /// Stack fault.

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "tests give the processor memory of their own")]
 
 mod basics;
+mod x87;
 mod x87_state;
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use crate::access::room;
 use crate::cpu::Cpu;
 use crate::event::Raised;
-use crate::width::{B1, B2, B8, Width};
+use crate::width::{B1, B2, B4, B8, Width};
 
 impl Cpu {
     /// Reads `image.len()` bytes at `address`, in pieces of at most eight.
@@ -17,6 +17,7 @@ impl Cpu {
         for piece in image.chunks_mut(8) {
             let value = match piece.len() {
                 8 => self.load_at::<B8>(at, segment)?,
+                4 => self.load_at::<B4>(at, segment)?,
                 2 => self.load_at::<B2>(at, segment)?,
                 bytes => {
                     let mut value = 0;
@@ -63,6 +64,7 @@ impl Cpu {
             let value = u64::from_le_bytes(whole);
             match piece.len() {
                 8 => self.store_at::<B8>(at, segment, value)?,
+                4 => self.store_at::<B4>(at, segment, value & B4::MASK)?,
                 2 => self.store_at::<B2>(at, segment, value & B2::MASK)?,
                 bytes => {
                     for index in 0..bytes as u64 {
