@@ -11,7 +11,7 @@ use crate::op::Op;
 use crate::replay::Replay;
 use crate::segment::{Segment, TableRegister};
 use crate::surroundings::Surroundings;
-use crate::tlb::{Tlb, View};
+use crate::tlb::{FetchTlb, Tlb, View};
 use crate::width::Width;
 use crate::x87_state::X87;
 
@@ -270,13 +270,15 @@ pub struct Cpu {
     pub(crate) nested: NestedCache,
     pub(crate) reads: Tlb,
     pub(crate) writes: Tlb,
-    pub(crate) fetches: Tlb,
+    pub(crate) fetches: FetchTlb,
     pub(crate) code: Reader,
     pub(crate) replay: Replay,
     /// Frame of the running trace; stores to it end the trace first. `u32::MAX`: none (the instruction runs alone).
     pub(crate) own_frame: u32,
     /// Moves on whenever an address may lead to other code than before.
     pub(crate) fetch_epoch: u32,
+    /// [`Cpu::code_context`].
+    context: u32,
     /// Addresses that large guest pages translate, cached in 4 KiB pieces since the last flush: dropping one
     /// of them drops all.
     pub(crate) large: Option<(u64, u64)>,
@@ -329,11 +331,12 @@ impl Cpu {
             nested: NestedCache::new(),
             reads: Tlb::new(),
             writes: Tlb::new(),
-            fetches: Tlb::new(),
+            fetches: FetchTlb::new(),
             code: Reader::new(code, own),
             replay: Replay::default(),
             own_frame: u32::MAX,
             fetch_epoch: 1,
+            context: 0,
             large: None,
             checker: None,
         };
@@ -483,8 +486,10 @@ impl Cpu {
     pub fn set_segment(&mut self, which: usize, segment: Segment) {
         self.segments[which] = segment;
         self.gpr[usize::from(slot::SEGMENTS) + which] = segment.base;
-        if which == seg::CS {
-            self.code_size_changed();
+        match which {
+            seg::CS => self.code_size_changed(),
+            seg::SS => self.context_changed(),
+            _ => {}
         }
     }
 
@@ -502,6 +507,7 @@ impl Cpu {
             (true, _) if code.is_big() => CodeSize::Bits32,
             (true, _) => CodeSize::Bits16,
         };
+        self.context_changed();
     }
 
     /// Call after any change of CR0, CR4 or EFER: forgets every translation, and works out what follows.
@@ -523,7 +529,7 @@ impl Cpu {
         };
         self.reads.see_as(view);
         self.writes.see_as(view);
-        self.fetches.see_as(if self.cpl == 3 { View::User } else { View::Supervisor });
+        self.context_changed();
     }
 
     /// What decoded instructions depend on besides their bytes: part of a trace's key.
@@ -541,7 +547,12 @@ impl Cpu {
     #[inline(always)]
     #[must_use]
     pub(crate) fn code_context(&self) -> u32 {
-        self.fetch_epoch << 4 | self.code_key() << 1 | u32::from(self.cpl == 3)
+        self.context
+    }
+
+    /// Call after any change of what it is made of.
+    fn context_changed(&mut self) {
+        self.context = self.fetch_epoch << 4 | self.code_key() << 1 | u32::from(self.cpl == 3);
     }
 
     // ---- events --------------------------------------------------------------------------
@@ -577,10 +588,12 @@ impl Cpu {
     }
 
     pub(crate) fn flush_fetches(&mut self) {
-        self.fetches.flush();
-        // 28 bits that begin anew would revive old entries only if they had survived 2^28 flushes in a
-        // direct-mapped table; the table is emptied at the wrap ([`crate::trace_cache`]).
+        // When epochs begin anew, what remembers them is emptied (the traces' table by itself).
         self.fetch_epoch = self.fetch_epoch.wrapping_add(1) & 0x0fff_ffff;
+        if self.fetch_epoch == 0 {
+            self.fetches.flush();
+        }
+        self.context_changed();
     }
 
     /// Forgets the translation of one page (`invlpg`).
@@ -590,8 +603,7 @@ impl Cpu {
         }
         self.reads.flush_page(address);
         self.writes.flush_page(address);
-        self.fetches.flush_page(address);
-        self.fetch_epoch = self.fetch_epoch.wrapping_add(1) & 0x0fff_ffff;
+        self.flush_fetches();
         if let Some(checker) = &mut self.checker {
             checker.forget_page(address);
         }

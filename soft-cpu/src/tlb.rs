@@ -6,6 +6,7 @@
 //! the frame has no decoded code in it.
 
 use crate::guest_memory::{HostAddress, HostPage, PAGE};
+use crate::nested::NestedPage;
 use crate::width::Width;
 
 /// Entries of one privilege in an array.
@@ -87,6 +88,50 @@ impl Tlb {
             let index = (address / PAGE) as usize & (ENTRIES - 1) | view * ENTRIES;
             self.entries[index] = Entry::default();
         }
+    }
+}
+
+/// Entries of the table for fetches. Only traces that are not at hand by their address come here.
+const FETCHES: usize = 1024;
+
+#[derive(Clone, Copy)]
+struct Fetch {
+    number: u64,
+    context: u32,
+    page: Option<NestedPage>,
+}
+
+const NO_FETCH: Fetch = Fetch { number: 0, context: 0, page: None };
+
+/// Pages that instructions are fetched from, each valid in one [`crate::cpu::Cpu::code_context`].
+pub(crate) struct FetchTlb {
+    entries: Box<[Fetch; FETCHES]>,
+}
+
+impl FetchTlb {
+    pub(crate) fn new() -> Self {
+        Self { entries: Box::new([NO_FETCH; FETCHES]) }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
+    fn index(address: u64) -> usize {
+        (address / PAGE) as usize & (FETCHES - 1)
+    }
+
+    pub(crate) fn hit(&self, address: u64, context: u32) -> Option<NestedPage> {
+        let fetch = &self.entries[Self::index(address)];
+        let hits = fetch.number == address / PAGE && fetch.context == context;
+        fetch.page.filter(|_| hits)
+    }
+
+    pub(crate) fn fill(&mut self, address: u64, context: u32, page: NestedPage) {
+        let fetch = Fetch { number: address / PAGE, context, page: Some(page) };
+        self.entries[Self::index(address)] = fetch;
+    }
+
+    /// When contexts begin anew.
+    pub(crate) fn flush(&mut self) {
+        self.entries.fill(NO_FETCH);
     }
 }
 

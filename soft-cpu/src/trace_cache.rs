@@ -248,8 +248,13 @@ impl Cpu {
             return found?
                 .map_err(|gpa| self.raise(Event::NoMemory { gpa, access: Access::Execute }));
         }
+        let context = self.code_context();
+        if let Some(page) = self.fetches.hit(linear, context) {
+            return Ok(page);
+        }
         let translated = self.walk(linear, Access::Execute, user)?;
         let page = self.nested_page(translated.gpa, Access::Execute, linear, false)?;
+        self.fetches.fill(linear, context, page);
         if let Some((first, last)) = translated.large {
             let (low, high) = self.large.unwrap_or((first, last));
             self.large = Some((low.min(first), high.max(last)));
