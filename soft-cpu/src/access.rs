@@ -7,7 +7,7 @@ use crate::cpu::{Cpu, slot};
 use crate::event::{Access, DeviceAccess, Event, Exception, Raised};
 use crate::guest_memory::{HostAddress, PAGE};
 use crate::op::Op;
-use crate::width::{B1, Width};
+use crate::width::{B1, B8, Width};
 
 /// An operand in memory that may be written; see [`Cpu::open`].
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +121,27 @@ impl Cpu {
         }
     }
 
+    /// Reads 16 bytes at a linear address.
+    #[inline(always)]
+    pub fn load128_at(&mut self, address: u64, segment: u8) -> Result<u128, Raised> {
+        match self.reads.hit_bytes(address, 16) {
+            Some(host) => Ok(host.load128()),
+            None => self.load128_slowly(address, segment),
+        }
+    }
+
+    /// Writes 16 bytes at a linear address.
+    #[inline(always)]
+    pub fn store128_at(&mut self, address: u64, segment: u8, value: u128) -> Result<(), Raised> {
+        match self.writes.hit_bytes(address, 16) {
+            Some(host) => {
+                host.store128(value);
+                Ok(())
+            }
+            None => self.store128_slowly(address, segment, value),
+        }
+    }
+
     // ---- the slow ways ---------------------------------------------------------------------
 
     #[cold]
@@ -186,6 +207,49 @@ impl Cpu {
             }
             Target::Device(gpa) => self.ask_device(gpa, bytes, Some(value)).map(|_| ()),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load128_slowly(&mut self, address: u64, segment: u8) -> Result<u128, Raised> {
+        if room(address) >= 16 {
+            return match self.find(address, segment, Access::Read)? {
+                Target::Memory(page, _) => Ok(page.at(address).load128()),
+                Target::Device(gpa) => {
+                    let low = self.ask_device(gpa, 8, None)?;
+                    let high = self.ask_device(gpa.wrapping_add(8), 8, None)?;
+                    Ok(u128::from(low) | u128::from(high) << 64)
+                }
+            };
+        }
+        let low = self.load_at::<B8>(address, segment)?;
+        let high = self.load_at::<B8>(self.wrap(address, 8), segment)?;
+        Ok(u128::from(low) | u128::from(high) << 64)
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+    fn store128_slowly(&mut self, address: u64, segment: u8, value: u128) -> Result<(), Raised> {
+        let (low, high) = (value as u64, (value >> 64) as u64);
+        let target = self.find(address, segment, Access::Write)?;
+        if room(address) >= 16 {
+            match target {
+                Target::Memory(page, frame) => {
+                    page.at(address).store128(value);
+                    self.note_store(frame);
+                }
+                Target::Device(gpa) => {
+                    self.ask_device(gpa, 8, Some(low))?;
+                    self.ask_device(gpa.wrapping_add(8), 8, Some(high))?;
+                }
+            }
+            return Ok(());
+        }
+        // Both pages must be writable before either half is written.
+        self.find(self.wrap(address, room(address)), segment, Access::Write)?;
+        self.store_at::<B8>(address, segment, low)?;
+        self.store_at::<B8>(self.wrap(address, 8), segment, high)
     }
 
     #[cold]
@@ -415,7 +479,7 @@ fn modify_host<W: Width>(host: HostAddress, change: impl Fn(u64) -> u64) -> u64 
 }
 
 fn load_bytes(host: HostAddress, bytes: u64) -> u64 {
-    use crate::width::{B2, B4, B8};
+    use crate::width::{B2, B4};
     match bytes {
         1 => host.load::<B1>(),
         2 => host.load::<B2>(),
@@ -428,7 +492,7 @@ fn load_bytes(host: HostAddress, bytes: u64) -> u64 {
 }
 
 fn store_bytes(host: HostAddress, value: u64, bytes: u64) {
-    use crate::width::{B2, B4, B8};
+    use crate::width::{B2, B4};
     match bytes {
         1 => host.store::<B1>(value),
         2 => host.store::<B2>(value),

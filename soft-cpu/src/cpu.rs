@@ -259,6 +259,9 @@ pub struct Cpu {
     pub mxcsr: u32,
     /// The x87 unit; its registers are the MMX registers too.
     pub x87: X87,
+    /// Whether SSE instructions are refused: follows from CR0 and CR4 ([`Cpu::mode_changed`],
+    /// [`Cpu::sse_changed`]).
+    pub(crate) refuses_sse: bool,
     /// An interrupt that was acknowledged and is not delivered yet: its delivery met a nested fault.
     pub injected: Option<u8>,
     /// Instructions done.
@@ -324,6 +327,7 @@ impl Cpu {
             xmm: [0; 16],
             mxcsr: 0x1f80,
             x87: X87::new(),
+            refuses_sse: true,
             injected: None,
             retired: 0,
             surroundings,
@@ -515,8 +519,14 @@ impl Cpu {
         let long = self.efer & efer::LME != 0 && self.cr0 & cr0::PG != 0;
         self.efer = if long { self.efer | efer::LMA } else { self.efer & !efer::LMA };
         self.code_size_changed();
+        self.sse_changed();
         self.view_changed();
         self.flush_translations();
+    }
+
+    /// Call after a change of nothing but CR0.TS (`clts`).
+    pub fn sse_changed(&mut self) {
+        self.refuses_sse = self.cr0 & (cr0::EM | cr0::TS) != 0 || self.cr4 & cr4::OSFXSR == 0;
     }
 
     /// Call after a change of CPL or AC: who sees which pages.

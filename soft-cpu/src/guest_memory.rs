@@ -14,6 +14,7 @@
 #![expect(unsafe_code, reason = "accesses to memory that a guest shares with us")]
 
 use std::arch::asm;
+use std::arch::x86_64::__m128i;
 
 use crate::width::Width;
 
@@ -112,6 +113,32 @@ impl HostAddress {
                 _ => asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) self.0,
                     options(nostack, preserves_flags)),
             }
+        }
+    }
+
+    /// Reads 16 bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn load128(self) -> u128 {
+        let value: __m128i;
+        // SAFETY: as for `load`.
+        unsafe {
+            asm!("movdqu {0}, xmmword ptr [{1}]", out(xmm_reg) value, in(reg) self.0,
+                options(nostack, preserves_flags, readonly));
+        }
+        // SAFETY: both types are 16 bytes without any meaning of their own.
+        unsafe { std::mem::transmute::<__m128i, u128>(value) }
+    }
+
+    /// Writes 16 bytes.
+    #[inline(always)]
+    pub fn store128(self, value: u128) {
+        // SAFETY: as for `load128`.
+        let value = unsafe { std::mem::transmute::<u128, __m128i>(value) };
+        // SAFETY: as for `load`.
+        unsafe {
+            asm!("movdqu xmmword ptr [{1}], {0}", in(xmm_reg) value, in(reg) self.0,
+                options(nostack, preserves_flags));
         }
     }
 

@@ -34,6 +34,7 @@ pub mod event;
 pub mod flags;
 pub mod guest_memory;
 mod host_x87;
+mod host_sse;
 pub mod lower;
 pub mod nested;
 mod nested_cache;

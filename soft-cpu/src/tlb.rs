@@ -59,10 +59,16 @@ impl Tlb {
     /// The host address, if the whole access lies in a page that is here.
     #[inline(always)]
     pub(crate) fn hit<W: Width>(&self, address: u64) -> Option<HostAddress> {
+        self.hit_bytes(address, W::BYTES as u64)
+    }
+
+    /// The same for any number of bytes from 1 to 4,096.
+    #[inline(always)]
+    pub(crate) fn hit_bytes(&self, address: u64, bytes: u64) -> Option<HostAddress> {
         let entry = &self.entries[self.index(address)];
         // The page of the last byte: when that is another page than the first one's, the entry, which
         // was chosen by the first, cannot have its tag.
-        let last = address.wrapping_add(W::BYTES as u64 - 1);
+        let last = address.wrapping_add(bytes - 1);
         (entry.tag == last & !(PAGE - 1) | self.epoch)
             .then(|| HostAddress::of_hit(address, entry.addend))
     }

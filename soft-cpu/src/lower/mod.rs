@@ -6,6 +6,7 @@
 mod arithmetic;
 mod control;
 mod moves;
+pub(crate) mod sse;
 mod stack;
 mod x87;
 
@@ -81,6 +82,7 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
             .or_else(|| control::lower(instruction, &mut op, at))
             .or_else(|| stack::lower(instruction, &mut op, at))
             .or_else(|| x87::lower(instruction, &mut op, at))
+            .or_else(|| sse::lower(instruction, &mut op, at))
     });
     match found {
         Some(found) => {

@@ -5,6 +5,7 @@
 mod basics;
 mod x87;
 mod x87_state;
+mod sse;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
