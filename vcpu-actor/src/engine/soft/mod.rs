@@ -9,7 +9,7 @@
 //!   machine.rs       what the vcpus share: I/O APIC, code map, clock
 //!   vcpu.rs          the engine
 //!   entry.rs         a boot protocol's registers
-//!   exchange.rs      interrupts between vcpus: letters, and how they find their readers awake
+//!   exchange.rs      interrupts between vcpus, and how they find their readers awake
 //!   nearby.rs        the local APIC and the clock, as the processor sees them
 //!   second_stage.rs  our tables, as the processor's hardware
 //! ```

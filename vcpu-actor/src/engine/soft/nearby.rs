@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use actors::{PAGE_SIZE, VcpuId};
-use devices::apic::{Command, LocalApic};
+use devices::apic::{Command, Inbox, LocalApic, Signals};
 use parking_lot::Mutex;
 use soft_cpu::Surroundings;
 use soft_cpu::event::DeviceAccess;
@@ -17,12 +17,35 @@ use super::machine::Common;
 /// Spins in a row before the vcpu lets others have its cpu: whoever is waited for may need it.
 const SPINS: u32 = 64;
 
+/// What a vcpu's engine and its processor's surroundings share.
+pub(super) struct Own {
+    pub(super) apic: LocalApic,
+    /// Collected, and not yet done: the engine does them on the way in.
+    pub(super) signals: Signals,
+}
+
+impl Own {
+    /// Takes all mail: interrupts go to the local APIC, the rest waits here.
+    pub(super) fn collect(&mut self, inbox: &Inbox) {
+        let signals = inbox.collect(&mut self.apic);
+        if signals.init {
+            // It undoes a start that was not taken yet.
+            self.signals.startup = None;
+        }
+        self.signals = Signals {
+            nmi: self.signals.nmi || signals.nmi,
+            init: self.signals.init || signals.init,
+            startup: signals.startup.or(self.signals.startup),
+        };
+    }
+}
+
 /// One vcpu's surroundings.
 pub(super) struct Nearby {
     pub(super) vcpu: VcpuId,
     pub(super) common: Arc<Common>,
-    /// Locked by this vcpu's thread only: its engine looks at deadlines and resets it.
-    pub(super) apic: Arc<Mutex<LocalApic>>,
+    /// Locked by this vcpu's thread only, and never for long: its engine looks there too.
+    pub(super) own: Arc<Mutex<Own>>,
     pub(super) spins: u32,
 }
 
@@ -45,7 +68,7 @@ impl Nearby {
 
     /// The register that an access to the local APIC's page meets.
     fn register(&self, access: &DeviceAccess) -> Option<u32> {
-        let page = self.apic.lock().page()?;
+        let page = self.own.lock().apic.page()?;
         let offset = access.at.checked_sub(page.0).filter(|offset| *offset < PAGE_SIZE)?;
         u32::try_from(offset).ok()
     }
@@ -58,8 +81,9 @@ impl Surroundings for Nearby {
 
     fn poll(&mut self) -> bool {
         let now = self.now();
-        let mut apic = self.apic.lock();
-        self.common.exchange.letter_box(self.vcpu).take_interrupts(|it| apic.accept(it));
+        let mut own = self.own.lock();
+        own.collect(&self.common.exchange.place(self.vcpu).inbox);
+        let apic = &mut own.apic;
         if apic.deadline().is_some_and(|deadline| deadline <= now) {
             apic.tick(now);
         }
@@ -68,7 +92,7 @@ impl Surroundings for Nearby {
         }
         let is_external = self.common.external.load(Ordering::Relaxed) && apic.accepts_external();
         let waits = apic.pending().is_some();
-        drop(apic);
+        drop(own);
         if self.common.chipset.next_edge().is_some_and(|edge| edge <= now) {
             // May send to this very vcpu: the letter nudges it, and it looks again.
             self.common.chipset.tick();
@@ -77,12 +101,12 @@ impl Surroundings for Nearby {
     }
 
     fn acknowledge(&mut self) -> Option<u8> {
-        let mut apic = self.apic.lock();
+        let apic = &mut self.own.lock().apic;
         if apic.pending().is_some() {
             return Some(apic.acknowledge());
         }
+        // (The chipset sends without asking local APICs, so their lock may be held.)
         let takes_external = self.vcpu == BOOT && apic.accepts_external();
-        drop(apic);
         takes_external.then(|| self.common.chipset.acknowledge()).flatten()
     }
 
@@ -90,7 +114,7 @@ impl Surroundings for Nearby {
         let register = self.register(access)?;
         let now = self.now();
         // Registers are 16 bytes apart and four bytes wide; narrower accesses see part of one.
-        let whole = self.apic.lock().read(register & !3, now);
+        let whole = self.own.lock().apic.read(register & !3, now);
         Some(u64::from(whole) >> (8 * (register & 3)))
     }
 
@@ -101,7 +125,7 @@ impl Surroundings for Nearby {
         let value = u32::from_le_bytes([a, b, c, d]);
         // Only whole, aligned registers can be written (Intel SDM vol. 3, "Local APIC Register Address Map").
         let command = match (register % 4, access.bytes) {
-            (0, 4 | 8) => self.apic.lock().write(register, value, now),
+            (0, 4 | 8) => self.own.lock().apic.write(register, value, now),
             _ => None,
         };
         self.obey(command);
@@ -117,7 +141,7 @@ impl Surroundings for Nearby {
             return None;
         }
         let now = self.now();
-        Some(self.apic.lock().read_msr(msr, now).map_err(|_| Refused))
+        Some(self.own.lock().apic.read_msr(msr, now).map_err(|_| Refused))
     }
 
     fn write_msr(&mut self, msr: u32, value: u64) -> Option<Result<(), Refused>> {
@@ -125,17 +149,17 @@ impl Surroundings for Nearby {
             return None;
         }
         let now = self.now();
-        let done = self.apic.lock().write_msr(msr, value, now);
+        let done = self.own.lock().apic.write_msr(msr, value, now);
         Some(done.map(|command| self.obey(command)).map_err(|_| Refused))
     }
 
     fn task_priority(&mut self) -> u64 {
-        self.apic.lock().cr8().into()
+        self.own.lock().apic.cr8().into()
     }
 
     fn set_task_priority(&mut self, priority: u64) {
         let [class, ..] = priority.to_le_bytes();
-        self.apic.lock().set_cr8(class & 15);
+        self.own.lock().apic.set_cr8(class & 15);
     }
 
     fn unimplemented(&mut self, rip: u64, name: &str) {

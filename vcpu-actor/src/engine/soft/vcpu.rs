@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use actors::contract::boot::EntryState;
 use actors::contract::space::{FaultOrigin, NestedFault};
 use actors::{Access, Gpa, Gva, VcpuId};
-use devices::apic::LocalApic;
+use devices::apic::{LocalApic, Signals};
 use parking_lot::Mutex;
 use pmap_actor::handle::SpaceHandle;
 use shootdown::{Generation, InGuest};
@@ -17,7 +17,7 @@ use soft_cpu::{Processor, Stop};
 use super::entry;
 use super::exchange::BOOT;
 use super::machine::Common;
-use super::nearby::Nearby;
+use super::nearby::{Nearby, Own};
 use super::second_stage::Tables;
 use crate::engine::{Direction, Engine, Exit, Looks, MmioAccess, PortAccess, Trip};
 use crate::{KickKind, Knocker};
@@ -27,7 +27,7 @@ pub struct SoftVcpu {
     id: VcpuId,
     common: Arc<Common>,
     processor: Processor,
-    apic: Arc<Mutex<LocalApic>>,
+    own: Arc<Mutex<Own>>,
     knock: Arc<AtomicU8>,
     knocker: Knocker,
     filled_at: Arc<AtomicU64>,
@@ -48,8 +48,8 @@ impl SoftVcpu {
             filled_at: filled_at.clone(),
         };
         let apic = LocalApic::new(id.0.into(), id.0 == 0);
-        let apic = Arc::new(Mutex::new(apic));
-        let nearby = Nearby { vcpu: id, common: common.clone(), apic: apic.clone(), spins: 0 };
+        let own = Arc::new(Mutex::new(Own { apic, signals: Signals::default() }));
+        let nearby = Nearby { vcpu: id, common: common.clone(), own: own.clone(), spins: 0 };
         let mut processor =
             Processor::new(Box::new(nearby), Box::new(tables), common.code.clone(), id.index());
         if common.options.check_translations {
@@ -60,7 +60,7 @@ impl SoftVcpu {
             id,
             common,
             processor,
-            apic,
+            own,
             knocker: Knocker::by_flag_alone(knock.clone()),
             knock,
             filled_at,
@@ -72,10 +72,12 @@ impl SoftVcpu {
 
     /// Takes what must be done before the next instruction: a reset, a start, a non-maskable interrupt.
     fn take_special(&mut self) {
-        let special = self.common.exchange.letter_box(self.id).take_special();
+        let mut own = self.own.lock();
+        own.collect(&self.common.exchange.place(self.id).inbox);
+        let special = std::mem::take(&mut own.signals);
         if special.init {
             self.processor.init_reset();
-            let address = self.apic.lock().init();
+            let address = own.apic.init();
             self.common.exchange.directory.publish(address);
             self.waits_to_be_started = true;
         }
@@ -100,7 +102,7 @@ impl SoftVcpu {
 
     /// When the guest's own clock wakes it.
     fn wakes_at(&self) -> Option<Instant> {
-        let own = self.apic.lock().deadline();
+        let own = self.own.lock().apic.deadline();
         let edge = if self.id == BOOT { self.common.chipset.next_edge() } else { None };
         let deadline = own.into_iter().chain(edge).min()?;
         self.common.epoch.checked_add(Duration::from_nanos(deadline))
@@ -256,11 +258,11 @@ impl Engine for SoftVcpu {
     }
 
     fn falls_asleep(&mut self) -> bool {
-        self.common.exchange.letter_box(self.id).falls_asleep()
+        self.common.exchange.place(self.id).falls_asleep()
     }
 
     fn wakes(&mut self) {
-        self.common.exchange.letter_box(self.id).wakes();
+        self.common.exchange.place(self.id).wakes();
     }
 
     fn instructions(&self) -> Option<u64> {
