@@ -68,6 +68,12 @@ impl HostAddress {
         self.0
     }
 
+    /// How far above `other` it is, in the host's address space.
+    #[inline(always)]
+    pub(crate) fn minus(self, other: Self) -> u64 {
+        self.0.wrapping_sub(other.0)
+    }
+
     /// `bytes` further on, in the same page.
     #[inline(always)]
     pub(crate) fn plus(self, bytes: u64) -> Self {

@@ -254,7 +254,12 @@ impl Processor {
         cpu.rip = rip;
         cpu.replay.rewind();
         match std::mem::replace(&mut cpu.event, Event::None) {
-            Event::None | Event::Interrupted => None,
+            Event::None => None,
+            Event::Interrupted => {
+                // Whole elements are done: nothing is owed, and interrupts may come between them.
+                self.alone = false;
+                None
+            }
             Event::Exception(exception) => {
                 self.alone = false;
                 cpu.replay.retire();

@@ -4,10 +4,14 @@
 //! returns `None`: not mine. Handlers stand in the same file, below.
 
 mod arithmetic;
+mod bits;
 mod control;
 mod moves;
+mod multiply;
+mod shifts;
 pub(crate) mod sse;
 mod stack;
+mod strings;
 mod x87;
 
 use iced_x86::{Code, Instruction, MemorySize, OpKind, Register};
@@ -81,6 +85,10 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
             .or_else(|| moves::lower(instruction, &mut op, at))
             .or_else(|| control::lower(instruction, &mut op, at))
             .or_else(|| stack::lower(instruction, &mut op, at))
+            .or_else(|| shifts::lower(instruction, &mut op, at))
+            .or_else(|| multiply::lower(instruction, &mut op, at))
+            .or_else(|| bits::lower(instruction, &mut op, at))
+            .or_else(|| strings::lower(instruction, &mut op, at))
             .or_else(|| x87::lower(instruction, &mut op, at))
             .or_else(|| sse::lower(instruction, &mut op, at))
     });

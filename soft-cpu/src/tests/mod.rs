@@ -3,9 +3,11 @@
 #![expect(unsafe_code, reason = "tests give the processor memory of their own")]
 
 mod basics;
+mod shifts_and_products;
+mod sse;
+mod strings;
 mod x87;
 mod x87_state;
-mod sse;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
