@@ -53,14 +53,17 @@ pub use local::{GeneralProtection, LocalApic};
 pub use message::{Command, Delivery, Destination, Interrupt, Message, Trigger};
 
 /// The clock of the local APIC's timer before division, in hertz: the "core crystal clock".
-/// It is also how fast the guest's time-stamp counter runs, so one tick of either is 1 ns.
-pub const TIMER_HZ: u32 = 1_000_000_000;
+pub const TIMER_HZ: u32 = 25_000_000;
+
+/// How many ticks of the guest's time-stamp counter, which counts nanoseconds, are one tick
+/// of the timer's clock.
+pub const TSC_TICKS_PER_TIMER_TICK: u32 = 40;
 
 /// EAX, EBX, ECX and EDX of CPUID leaf 0x15, which says so to the guest: the time-stamp
 /// counter's ratio to the crystal (denominator, numerator) and the crystal's frequency.
-/// Source: Intel SDM volume 2, CPUID, "Time Stamp Counter and Nominal Core Crystal Clock
-/// Information Leaf".
-pub const CPUID_LEAF_15: [u32; 4] = [1, 1, TIMER_HZ, 0];
+/// Guests set the timer by it. Source: Intel SDM volume 2, CPUID, "Time Stamp Counter and
+/// Nominal Core Crystal Clock Information Leaf".
+pub const CPUID_LEAF_15: [u32; 4] = [1, TSC_TICKS_PER_TIMER_TICK, TIMER_HZ, 0];
 
 #[cfg(test)]
 mod local_tests;

@@ -1,8 +1,10 @@
 //! The local APIC's timer: two ways to count down, and one to wait for a time.
 //!
 //! Nothing counts: a running timer is the time at which it will be through. The clock is the
-//! guest's time-stamp counter, which is also the timer's input clock ([`super::TIMER_HZ`]).
+//! guest's time-stamp counter; counts are of a slower one ([`super::TIMER_HZ`]).
 //! Source: SDM, APIC, "APIC Timer" and "TSC-Deadline Mode".
+
+use super::TSC_TICKS_PER_TIMER_TICK;
 
 /// What happens at zero. The local vector table's timer entry says it in bits 17 and 18.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,15 +41,16 @@ impl Timer {
         Self { mode: Mode::OneShot, divide: 0, initial: 0, expires: None }
     }
 
-    /// The input clock is divided by two to the power of this.
-    fn shift(&self) -> u32 {
+    /// How many ticks of the time-stamp counter one count takes.
+    fn unit(&self) -> u64 {
         // Bits 0, 1 and 3: 0 divides by 2, 1 by 4, up to 6 by 128; 7 divides by 1.
         let code = self.divide & 3 | self.divide >> 1 & 4;
-        (code + 1) & 7
+        u64::from(TSC_TICKS_PER_TIMER_TICK) << ((code + 1) & 7)
     }
 
     fn ticks(&self, count: u32) -> u64 {
-        u64::from(count) << self.shift()
+        // Less than 2^32 times 2^13.
+        u64::from(count) * self.unit()
     }
 
     /// From or to deadline mode the timer stops; between the other two it counts on.
@@ -96,10 +99,8 @@ impl Timer {
             _ if self.mode == Mode::Periodic && period > 0 => period - (now - expires) % period,
             _ => 0,
         };
-        // A tick that has begun counts whole.
-        let shift = self.shift();
-        let whole = (left >> shift) + u64::from(left & ((1 << shift) - 1) != 0);
-        u32::try_from(whole).unwrap_or(u32::MAX)
+        // One that has begun counts whole.
+        u32::try_from(left.div_ceil(self.unit())).unwrap_or(u32::MAX)
     }
 
     /// The deadline; 0 when none is set, it has passed, or the mode is another.

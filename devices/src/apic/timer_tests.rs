@@ -1,7 +1,7 @@
 //! The timer, seen through its registers.
 
-use super::LocalApic;
 use super::local_tests::{EOI, apic};
+use super::{CPUID_LEAF_15, LocalApic, TSC_TICKS_PER_TIMER_TICK};
 
 const LVT_TIMER: u32 = 0x320;
 const INITIAL: u32 = 0x380;
@@ -15,16 +15,19 @@ const MASKED: u32 = 1 << 16;
 const VECTOR: u32 = 0xec;
 const BY_ONE: u32 = 0b1011;
 
+/// One tick of the timer's clock, and so one count when that is not divided.
+const TICK: u64 = TSC_TICKS_PER_TIMER_TICK as u64;
+
 fn set(apic: &mut LocalApic, offset: u32, value: u32, now: u64) {
     assert_eq!(apic.write(offset, value, now), None);
 }
 
-/// Counting from 1000 at time 500, undivided.
+/// Counting from 1000 at tick 500, undivided.
 fn counting(entry: u32) -> LocalApic {
     let mut apic = apic(0);
     set(&mut apic, DIVIDE, BY_ONE, 0);
     set(&mut apic, LVT_TIMER, entry | VECTOR, 0);
-    set(&mut apic, INITIAL, 1000, 500);
+    set(&mut apic, INITIAL, 1000, 500 * TICK);
     apic
 }
 
@@ -39,28 +42,40 @@ fn fires(apic: &mut LocalApic, now: u64) -> bool {
 }
 
 #[test]
+fn the_guest_is_told_a_crystal_that_makes_the_time_stamp_counter_count_nanoseconds() {
+    let [denominator, numerator, crystal, _] = CPUID_LEAF_15.map(u64::from);
+    assert_eq!(crystal * numerator / denominator, 1_000_000_000);
+    let mut apic = apic(0);
+    set(&mut apic, DIVIDE, BY_ONE, 0);
+    set(&mut apic, LVT_TIMER, VECTOR, 0);
+    set(&mut apic, INITIAL, CPUID_LEAF_15[2], 0);
+    assert_eq!(apic.deadline(), Some(1_000_000_000));
+}
+
+#[test]
 fn one_shot_counts_down_fires_once_and_stays_at_zero() {
     let mut apic = counting(0);
-    assert_eq!(apic.deadline(), Some(1500));
-    for (now, count) in [(500, 1000), (501, 999), (1499, 1), (1500, 0), (9999, 0)] {
-        assert_eq!(apic.read(CURRENT, now), count);
+    assert_eq!(apic.deadline(), Some(1500 * TICK));
+    for (tick, count) in [(500, 1000), (501, 999), (1499, 1), (1500, 0), (9999, 0)] {
+        assert_eq!(apic.read(CURRENT, tick * TICK), count);
     }
-    assert!(!fires(&mut apic, 1499));
-    assert!(fires(&mut apic, 1500));
+    assert_eq!(apic.read(CURRENT, 1500 * TICK - 1), 1);
+    assert!(!fires(&mut apic, 1500 * TICK - 1));
+    assert!(fires(&mut apic, 1500 * TICK));
     assert!(!fires(&mut apic, u64::MAX));
-    assert_eq!((apic.deadline(), apic.read(INITIAL, 2000)), (None, 1000));
+    assert_eq!((apic.deadline(), apic.read(INITIAL, 2000 * TICK)), (None, 1000));
 }
 
 #[test]
 fn periodic_begins_again_and_missed_rounds_are_one_interrupt() {
     let mut apic = counting(PERIODIC);
-    assert_eq!(apic.read(CURRENT, 1500), 1000);
-    assert_eq!(apic.read(CURRENT, 2501), 999);
-    assert!(fires(&mut apic, 1500));
-    assert_eq!(apic.deadline(), Some(2500));
-    assert!(fires(&mut apic, 7777));
-    assert!(!fires(&mut apic, 7778));
-    assert_eq!(apic.deadline(), Some(8500));
+    assert_eq!(apic.read(CURRENT, 1500 * TICK), 1000);
+    assert_eq!(apic.read(CURRENT, 2501 * TICK), 999);
+    assert!(fires(&mut apic, 1500 * TICK));
+    assert_eq!(apic.deadline(), Some(2500 * TICK));
+    assert!(fires(&mut apic, 7777 * TICK));
+    assert!(!fires(&mut apic, 7778 * TICK));
+    assert_eq!(apic.deadline(), Some(8500 * TICK));
 }
 
 #[test]
@@ -79,9 +94,10 @@ fn the_input_clock_is_divided_as_the_manuals_table_says() {
         set(&mut apic, DIVIDE, code, 0);
         set(&mut apic, LVT_TIMER, VECTOR, 0);
         set(&mut apic, INITIAL, 10, 0);
-        assert_eq!(apic.deadline(), Some(10 * by));
-        assert_eq!(apic.read(CURRENT, by), 9);
-        assert_eq!(apic.read(CURRENT, by + 1), if by == 1 { 8 } else { 9 });
+        assert_eq!(apic.deadline(), Some(10 * by * TICK));
+        assert_eq!(apic.read(CURRENT, by * TICK), 9);
+        assert_eq!(apic.read(CURRENT, 2 * by * TICK - 1), 9);
+        assert_eq!(apic.read(CURRENT, 2 * by * TICK), 8);
         assert_eq!(apic.read(DIVIDE, 0), code);
     }
 }
@@ -89,16 +105,16 @@ fn the_input_clock_is_divided_as_the_manuals_table_says() {
 #[test]
 fn a_change_of_the_divider_keeps_what_is_left_to_count() {
     let mut apic = counting(0);
-    set(&mut apic, DIVIDE, 0, 1000);
-    assert_eq!(apic.read(CURRENT, 1000), 500);
-    assert_eq!(apic.deadline(), Some(2000));
+    set(&mut apic, DIVIDE, 0, 1000 * TICK);
+    assert_eq!(apic.read(CURRENT, 1000 * TICK), 500);
+    assert_eq!(apic.deadline(), Some(2000 * TICK));
 }
 
 #[test]
 fn an_initial_count_of_zero_stops() {
     let mut apic = counting(PERIODIC);
-    set(&mut apic, INITIAL, 0, 600);
-    assert_eq!((apic.deadline(), apic.read(CURRENT, 700)), (None, 0));
+    set(&mut apic, INITIAL, 0, 600 * TICK);
+    assert_eq!((apic.deadline(), apic.read(CURRENT, 700 * TICK)), (None, 0));
     assert!(!fires(&mut apic, u64::MAX));
 }
 
@@ -106,21 +122,21 @@ fn an_initial_count_of_zero_stops() {
 fn what_ends_while_masked_does_not_interrupt_later() {
     let mut apic = counting(MASKED);
     assert_eq!(apic.deadline(), None);
-    set(&mut apic, LVT_TIMER, VECTOR, 2000);
-    assert!(!fires(&mut apic, 2000));
+    set(&mut apic, LVT_TIMER, VECTOR, 2000 * TICK);
+    assert!(!fires(&mut apic, 2000 * TICK));
     let mut periodic = counting(PERIODIC | MASKED);
-    set(&mut periodic, LVT_TIMER, PERIODIC | VECTOR, 2000);
-    assert!(!fires(&mut periodic, 2000));
-    assert_eq!(periodic.deadline(), Some(2500));
+    set(&mut periodic, LVT_TIMER, PERIODIC | VECTOR, 2000 * TICK);
+    assert!(!fires(&mut periodic, 2000 * TICK));
+    assert_eq!(periodic.deadline(), Some(2500 * TICK));
 }
 
 #[test]
 fn what_ended_before_the_mask_interrupts() {
     let mut apic = counting(0);
-    set(&mut apic, LVT_TIMER, MASKED | VECTOR, 1500);
+    set(&mut apic, LVT_TIMER, MASKED | VECTOR, 1500 * TICK);
     assert_eq!(apic.acknowledge(), 0xec);
     let mut switched_off = counting(0);
-    assert!(switched_off.write(0xf0, 0xff, 1500).is_some());
+    assert!(switched_off.write(0xf0, 0xff, 1500 * TICK).is_some());
     assert_eq!(switched_off.acknowledge(), 0xec);
 }
 
@@ -150,39 +166,40 @@ fn a_deadline_in_the_past_fires_at_once_and_zero_disarms() {
 
 #[test]
 fn counts_and_deadlines_ignore_each_other() {
+    let now = 600 * TICK;
     let mut apic = counting(0);
-    assert_eq!(apic.write_msr(DEADLINE, 900, 600), Ok(None));
-    assert_eq!(apic.deadline(), Some(1500));
-    assert_eq!(apic.read_msr(DEADLINE, 600), Ok(0));
-    set(&mut apic, LVT_TIMER, DEADLINE_MODE | VECTOR, 600);
-    assert_eq!((apic.deadline(), apic.read(CURRENT, 600)), (None, 0));
-    set(&mut apic, INITIAL, 50, 600);
-    assert_eq!((apic.deadline(), apic.read(INITIAL, 600)), (None, 0));
-    assert_eq!(apic.write_msr(DEADLINE, 900, 600), Ok(None));
-    set(&mut apic, LVT_TIMER, VECTOR, 700);
+    assert_eq!(apic.write_msr(DEADLINE, 900 * TICK, now), Ok(None));
+    assert_eq!(apic.deadline(), Some(1500 * TICK));
+    assert_eq!(apic.read_msr(DEADLINE, now), Ok(0));
+    set(&mut apic, LVT_TIMER, DEADLINE_MODE | VECTOR, now);
+    assert_eq!((apic.deadline(), apic.read(CURRENT, now)), (None, 0));
+    set(&mut apic, INITIAL, 50, now);
+    assert_eq!((apic.deadline(), apic.read(INITIAL, now)), (None, 0));
+    assert_eq!(apic.write_msr(DEADLINE, 900 * TICK, now), Ok(None));
+    set(&mut apic, LVT_TIMER, VECTOR, 700 * TICK);
     assert_eq!(apic.deadline(), None);
 }
 
 #[test]
 fn between_one_shot_and_periodic_it_counts_on() {
     let mut apic = counting(0);
-    set(&mut apic, LVT_TIMER, PERIODIC | VECTOR, 600);
-    assert_eq!(apic.deadline(), Some(1500));
-    assert!(fires(&mut apic, 1500));
-    assert_eq!(apic.deadline(), Some(2500));
+    set(&mut apic, LVT_TIMER, PERIODIC | VECTOR, 600 * TICK);
+    assert_eq!(apic.deadline(), Some(1500 * TICK));
+    assert!(fires(&mut apic, 1500 * TICK));
+    assert_eq!(apic.deadline(), Some(2500 * TICK));
 }
 
 #[test]
 fn counts_do_not_notice_a_clock_that_is_set_and_deadlines_do() {
     let mut apic = counting(0);
-    apic.clock_was_set(700, 10_700);
-    assert_eq!(apic.read(CURRENT, 10_700), 800);
-    assert_eq!(apic.deadline(), Some(11_500));
-    set(&mut apic, LVT_TIMER, DEADLINE_MODE | VECTOR, 10_700);
-    assert_eq!(apic.write_msr(DEADLINE, 20_000, 10_700), Ok(None));
-    apic.clock_was_set(10_800, 19_000);
-    assert_eq!(apic.deadline(), Some(20_000));
-    apic.clock_was_set(19_000, 30_000);
+    apic.clock_was_set(700 * TICK, 10_700 * TICK);
+    assert_eq!(apic.read(CURRENT, 10_700 * TICK), 800);
+    assert_eq!(apic.deadline(), Some(11_500 * TICK));
+    set(&mut apic, LVT_TIMER, DEADLINE_MODE | VECTOR, 10_700 * TICK);
+    assert_eq!(apic.write_msr(DEADLINE, 20_000 * TICK, 10_700 * TICK), Ok(None));
+    apic.clock_was_set(10_800 * TICK, 19_000 * TICK);
+    assert_eq!(apic.deadline(), Some(20_000 * TICK));
+    apic.clock_was_set(19_000 * TICK, 30_000 * TICK);
     assert_eq!(apic.pending(), Some(0xec));
 }
 
