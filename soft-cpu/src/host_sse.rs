@@ -43,8 +43,6 @@ pub(crate) mod mxcsr {
     pub(crate) const ROUNDING: u32 = 3 << 13;
     /// Tiny results become zeroes.
     pub(crate) const FTZ: u32 = 1 << 15;
-    /// Every bit there is: others are reserved.
-    pub(crate) const VALID: u32 = 0xffff;
 }
 
 #[inline(always)]

@@ -8,10 +8,11 @@ use super::{
 };
 use crate::cpu::{Cpu, reg};
 use crate::event::Exception;
-use crate::host_sse::{Movmskpd, Movmskps, Pmovmskb, Signs, mxcsr};
+use crate::host_sse::{Movmskpd, Movmskps, Pmovmskb, Signs};
 use crate::lower::register;
 use crate::op::{Done, Handler, Op};
 use crate::width::{B1, B2, B4, B8, Width};
+use crate::x87_state::MXCSR_MASK;
 
 pub(super) fn lower(i: &Instruction, op: &mut Op) -> Option<Handler> {
     match i.code() {
@@ -262,7 +263,7 @@ fn load_control(cpu: &mut Cpu, op: &Op) -> Done {
     permit(cpu)?;
     let value = cpu.load::<B4>(op)?;
     match u32::try_from(value) {
-        Ok(value) if value & !mxcsr::VALID == 0 => cpu.mxcsr = value,
+        Ok(value) if value & !MXCSR_MASK == 0 => cpu.mxcsr = value,
         _ => return super::super::fail(cpu, Exception::general_protection(0)),
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! SSE and SSE2 against a naive evaluation, element by element.
 
+mod exceptions;
+mod float;
 mod integer;
 mod moves;
 
