@@ -6,6 +6,7 @@
 mod arithmetic;
 mod bits;
 mod control;
+mod mmx;
 mod moves;
 mod multiply;
 mod shifts;
@@ -82,6 +83,7 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
     let found = fill_memory(instruction, &mut op, &place).and_then(|()| {
         let at = &mut place;
         arithmetic::lower(instruction, &mut op, at)
+            .or_else(|| mmx::lower(instruction, &mut op))
             .or_else(|| moves::lower(instruction, &mut op, at))
             .or_else(|| control::lower(instruction, &mut op, at))
             .or_else(|| stack::lower(instruction, &mut op, at))

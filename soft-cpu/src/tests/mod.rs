@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "tests give the processor memory of their own")]
 
 mod basics;
+mod mmx;
 mod shifts_and_products;
 mod sse;
 mod strings;

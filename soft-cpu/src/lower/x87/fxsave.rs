@@ -20,7 +20,6 @@ const SSE_REGISTERS: usize = 160;
 pub(super) const SSE_END: usize = 416;
 
 pub(super) fn lower(i: &Instruction, op: &mut Op, place: &Place) -> Option<Found> {
-    op.extra = sse_registers(place);
     let run: Handler = match i.code() {
         Code::Fxsave_m512byte => save::<false>,
         Code::Fxsave64_m512byte => save::<true>,
@@ -28,6 +27,7 @@ pub(super) fn lower(i: &Instruction, op: &mut Op, place: &Place) -> Option<Found
         Code::Fxrstor64_m512byte => restore::<true>,
         _ => return None,
     };
+    op.extra = sse_registers(place);
     goes_on(run)
 }
 

@@ -27,7 +27,6 @@ const HAS_MXCSR: u64 = 0b110;
 const WHOLE: usize = XSAVE_AREA_BYTES as usize;
 
 pub(super) fn lower(i: &Instruction, op: &mut Op, place: &Place) -> Option<Found> {
-    op.extra = sse_registers(place);
     let run: Handler = match i.code() {
         Code::Xsave_mem | Code::Xsaveopt_mem => save::<false>,
         Code::Xsave64_mem | Code::Xsaveopt64_mem => save::<true>,
@@ -37,6 +36,7 @@ pub(super) fn lower(i: &Instruction, op: &mut Op, place: &Place) -> Option<Found
         Code::Xsetbv => set_control,
         _ => return None,
     };
+    op.extra = sse_registers(place);
     goes_on(run)
 }
 
