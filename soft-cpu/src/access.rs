@@ -433,6 +433,18 @@ impl Cpu {
         self.find_as(address, access, false)
     }
 
+    /// The memory at `address`, which is to be written, and its frame, for [`Cpu::note_store`] afterwards.
+    /// `None` where a device is.
+    pub(crate) fn memory_for_write(
+        &mut self,
+        address: u64,
+    ) -> Result<Option<(HostAddress, u32)>, Raised> {
+        match self.find(address, slot::ZERO, Access::Write)? {
+            Target::Memory(page, frame) => Ok(Some((page.at(address), frame))),
+            Target::Device(_) => Ok(None),
+        }
+    }
+
     /// The host address of `address` for `access`, and how many bytes follow it in its page: for string
     /// instructions that work page by page. `None` where a device is, or code: then element by element.
     pub(crate) fn page_for(

@@ -63,7 +63,6 @@ impl HostAddress {
     }
 
     /// As a number.
-    #[cfg(test)]
     pub(crate) fn raw(self) -> u64 {
         self.0
     }

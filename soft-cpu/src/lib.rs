@@ -47,6 +47,7 @@ pub mod system;
 mod tlb;
 mod trace_cache;
 mod walk;
+mod wide_atomic;
 pub mod width;
 pub mod x87_state;
 

@@ -194,8 +194,12 @@ impl TraceCache {
         let mut offset = 0;
         for done in 0..most {
             let ip = cpu.rip.wrapping_add(offset as u64);
-            let mut decoder =
-                Decoder::with_ip(bits, &bytes[offset..there], ip, DecoderOptions::NONE);
+            let mut decoder = Decoder::with_ip(
+                bits,
+                &bytes[offset..there],
+                ip,
+                DecoderOptions::FORCE_RESERVED_NOP,
+            );
             let mut instruction = Instruction::default();
             decoder.decode_out(&mut instruction);
             let mut crossed = false;
@@ -210,7 +214,8 @@ impl TraceCache {
                 for (at, byte) in (0u64..).zip(&mut whole[here..]) {
                     *byte = next_page.host.at(at).load::<B1>().to_le_bytes()[0];
                 }
-                let mut decoder = Decoder::with_ip(bits, &whole, ip, DecoderOptions::NONE);
+                let mut decoder =
+                    Decoder::with_ip(bits, &whole, ip, DecoderOptions::FORCE_RESERVED_NOP);
                 decoder.decode_out(&mut instruction);
                 crossed = true;
             }

@@ -3,9 +3,13 @@
 //! A family's `lower` looks at the instruction and either fills the operand fields and returns its handler, or
 //! returns `None`: not mine. Handlers stand in the same file, below.
 
+mod accumulator;
 mod arithmetic;
 mod bits;
 mod control;
+mod exchange;
+mod hints;
+mod legacy;
 mod mmx;
 mod moves;
 mod multiply;
@@ -91,6 +95,10 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
             .or_else(|| multiply::lower(instruction, &mut op, at))
             .or_else(|| bits::lower(instruction, &mut op, at))
             .or_else(|| strings::lower(instruction, &mut op, at))
+            .or_else(|| accumulator::lower(instruction, &mut op, at))
+            .or_else(|| exchange::lower(instruction, &mut op, at))
+            .or_else(|| hints::lower(instruction, &mut op, at))
+            .or_else(|| legacy::lower(instruction, &mut op, at))
             .or_else(|| x87::lower(instruction, &mut op, at))
             .or_else(|| sse::lower(instruction, &mut op, at))
     });

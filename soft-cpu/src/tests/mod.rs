@@ -3,6 +3,8 @@
 #![expect(unsafe_code, reason = "tests give the processor memory of their own")]
 
 mod basics;
+mod exchanges;
+mod legacy;
 mod mmx;
 mod shifts_and_products;
 mod sse;
