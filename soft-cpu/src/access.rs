@@ -331,7 +331,7 @@ impl Cpu {
             self.large = Some((low.min(first), high.max(last)));
         }
         // Filled under the rights of whoever runs, never of a borrowed supervisor (descriptor tables).
-        if user == (self.cpl == 3) && wrapped == address {
+        if user == (self.cpl == 3) && !self.is_implicit && wrapped == address {
             match access {
                 Access::Read => self.reads.fill(address, page.host),
                 Access::Write if linear.writable && page.writable => {
@@ -430,7 +430,10 @@ impl Cpu {
         if !self.is_canonical(address) {
             return Err(self.throw(Exception::general_protection(0)));
         }
-        self.find_as(address, access, false)
+        self.is_implicit = true;
+        let found = self.find_as(address, access, false);
+        self.is_implicit = false;
+        found
     }
 
     /// The memory at `address`, which is to be written, and its frame, for [`Cpu::note_store`] afterwards.

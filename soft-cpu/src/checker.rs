@@ -55,7 +55,7 @@ impl Checker {
             Access::Read => 0,
             Access::Write => 1,
             Access::Execute => 2,
-        } | if cpu.has(crate::flags::AC) { 4 } else { 0 };
+        } | if cpu.has(crate::flags::AC) && !cpu.is_implicit { 4 } else { 0 };
         let key = (address / PAGE, user, kind);
         if let Some(cached) = self.cached.get(&key) {
             self.compared += 1;

@@ -11,6 +11,8 @@ use crate::op::Op;
 use crate::replay::Replay;
 use crate::segment::{Segment, TableRegister};
 use crate::surroundings::Surroundings;
+use crate::system::cpuid::Model;
+use crate::system::msr::MemoryTypes;
 use crate::tlb::{FetchTlb, Tlb, View};
 use crate::width::Width;
 use crate::x87_state::X87;
@@ -158,6 +160,10 @@ pub mod attend {
     pub const AFTER: u32 = 1 << 2;
     /// TF is set: trap after each instruction.
     pub const STEP: u32 = 1 << 3;
+    /// An instruction was done with TF set: its trap waits.
+    pub const TRAP: u32 = 1 << 4;
+    /// The last instruction is not followed by a trap, whatever TF was.
+    pub const NO_TRAP: u32 = 1 << 5;
 }
 
 /// What an instruction that is done still wants from outside.
@@ -201,6 +207,17 @@ pub struct ModelSpecific {
     pub pat: u64,
     /// MISC_ENABLE.
     pub misc_enable: u64,
+    /// Memory type ranges.
+    pub memory_types: MemoryTypes,
+}
+
+/// The non-maskable interrupt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NonMaskable {
+    /// One waits.
+    pub is_pending: bool,
+    /// One is being handled: until `iret` no other is taken.
+    pub is_blocked: bool,
 }
 
 /// One processor's state. Handlers change it; nobody else sees it while it runs.
@@ -262,6 +279,10 @@ pub struct Cpu {
     /// Whether SSE instructions are refused: follows from CR0 and CR4 ([`Cpu::mode_changed`],
     /// [`Cpu::sse_changed`]).
     pub(crate) refuses_sse: bool,
+    /// Which processor it is: what `cpuid` says of it. By default the guest's processors are numbered from 0.
+    pub model: Model,
+    /// The non-maskable interrupt. See [`crate::Processor::raise_nmi`].
+    pub nmi: NonMaskable,
     /// An interrupt that was acknowledged and is not delivered yet: its delivery met a nested fault.
     pub injected: Option<u8>,
     /// Instructions done.
@@ -287,6 +308,8 @@ pub struct Cpu {
     pub(crate) large: Option<(u64, u64)>,
     /// The checking mode's own translations.
     pub(crate) checker: Option<Box<crate::checker::Checker>>,
+    /// The access under way is to a system structure, not an instruction's operand: AC does not excuse it.
+    pub(crate) is_implicit: bool,
 }
 
 impl Cpu {
@@ -328,6 +351,11 @@ impl Cpu {
             mxcsr: 0x1f80,
             x87: X87::new(),
             refuses_sse: true,
+            model: Model {
+                processors: u32::try_from(code.processors()).unwrap_or(u32::MAX),
+                apic_id: u32::try_from(own).unwrap_or(u32::MAX),
+            },
+            nmi: NonMaskable::default(),
             injected: None,
             retired: 0,
             surroundings,
@@ -343,6 +371,7 @@ impl Cpu {
             context: 0,
             large: None,
             checker: None,
+            is_implicit: false,
         };
         cpu.reset();
         cpu
@@ -359,6 +388,7 @@ impl Cpu {
         self.after = After::Nothing;
         self.attend = 0;
         self.injected = None;
+        self.nmi = NonMaskable::default();
         self.replay.retire();
         self.ldtr = Segment::null_system(0x82);
         self.tr = Segment::null_system(0x8b);
@@ -488,6 +518,10 @@ impl Cpu {
     /// Sets a segment register and what follows from it: the base in its slot, and for CS how wide code is, for
     /// SS how privileged it is. Checks nothing.
     pub fn set_segment(&mut self, which: usize, segment: Segment) {
+        if which == seg::CS && self.segments[seg::CS].base != segment.base {
+            // The same instruction pointer is another address now.
+            self.flush_fetches();
+        }
         self.segments[which] = segment;
         self.gpr[usize::from(slot::SEGMENTS) + which] = segment.base;
         match which {

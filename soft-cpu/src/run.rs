@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::code_map::CodeMap;
-use crate::cpu::{After, Cpu, attend, slot};
+use crate::cpu::{After, Cpu, NonMaskable, attend, slot};
 use crate::event::{
     Access, DeviceAccess, Event, Exception, Misconfiguration, NestedFault, StaleUse,
 };
 use crate::flags;
 use crate::nested::SecondStage;
 use crate::surroundings::Surroundings;
+use crate::system::Undelivered;
 use crate::trace_cache::TraceCache;
 
 /// Traces between two looks at the clock: some 20 us.
@@ -142,11 +143,6 @@ impl Processor {
         self.cpu.rip = 0;
     }
 
-    /// A non-maskable interrupt came.
-    pub fn raise_nmi(&mut self) {
-        self.cpu.injected.get_or_insert(2);
-    }
-
     /// Runs until something is wanted, or `knock` is not 0. At least one instruction is done unless it is up
     /// from the start.
     pub fn run(&mut self, knock: &AtomicU8) -> Stop {
@@ -183,25 +179,25 @@ impl Processor {
                 self.cpu.code.catch_up();
             }
             let stepping = self.cpu.attend & attend::STEP != 0;
+            let before = self.cpu.retired;
             if let Some(stop) = self.step() {
                 return stop;
             }
-            if stepping && let Some(stop) = self.trap() {
-                return stop;
+            if stepping && self.cpu.retired != before {
+                self.stepped();
             }
         }
     }
 
     /// One instruction was done with TF set before it.
     #[cold]
-    fn trap(&mut self) -> Option<Stop> {
+    fn stepped(&mut self) {
         /// Single step, in DR6.
         const BS: u64 = 1 << 14;
-        if self.alone || self.cpu.event != Event::None {
-            return None;
+        if self.cpu.attend & attend::NO_TRAP == 0 {
+            self.cpu.dr[6] |= BS;
+            self.cpu.attend |= attend::TRAP;
         }
-        self.cpu.dr[6] |= BS;
-        self.except(Exception::plain(1))
     }
 
     /// One trace.
@@ -286,75 +282,128 @@ impl Processor {
 
     /// Delivers an exception; `Some` when that cannot go on.
     fn except(&mut self, exception: Exception) -> Option<Stop> {
+        // Whatever is stored now, the trace is over.
+        self.cpu.own_frame = u32::MAX;
         match self.cpu.deliver_exception(exception) {
             Ok(()) => None,
             Err(stop) => Some(self.undelivered(stop)),
         }
     }
 
-    fn undelivered(&mut self, stop: crate::system::Undelivered) -> Stop {
-        match stop {
-            crate::system::Undelivered::TripleFault => Stop::TripleFault,
-            crate::system::Undelivered::Event(event) => {
-                self.cpu.event = event;
-                let rip = self.cpu.rip;
-                // Without a stop of its own (a store into code): the delivery is tried again on the next trip.
-                self.interrupted(rip).unwrap_or(Stop::Again)
+    fn undelivered(&mut self, stop: Undelivered) -> Stop {
+        let event = match stop {
+            Undelivered::TripleFault => return Stop::TripleFault,
+            // A stack or a table where a device is: no system can mean that, and its answer would have to be kept
+            // until the delivery is tried again.
+            Undelivered::Event(Event::Mmio(access)) => {
+                let kind = if access.value.is_some() { Access::Write } else { Access::Read };
+                Event::NoMemory { gpa: access.at, access: kind }
             }
-        }
+            Undelivered::Event(event) => event,
+        };
+        self.cpu.event = event;
+        let rip = self.cpu.rip;
+        self.interrupted(rip).unwrap_or(Stop::Again)
+    }
+
+    /// Makes a non-maskable interrupt wait: it is taken as soon as none is being handled.
+    pub fn raise_nmi(&mut self) {
+        self.cpu.nmi.is_pending = true;
+        self.cpu.attend |= attend::INTERRUPT;
     }
 
     /// What wants attention between two traces.
     #[cold]
     #[inline(never)]
     fn attend(&mut self) -> Option<Stop> {
+        self.cpu.attend &= !attend::NO_TRAP;
+        // The last trace is over: a store into its page is one like any other.
+        self.cpu.own_frame = u32::MAX;
+        if self.cpu.attend & attend::AFTER != 0
+            && let Some(stop) = self.finish_instruction()
+        {
+            return Some(stop);
+        }
+        if self.alone {
+            // Half an instruction is done: nothing comes between.
+            return None;
+        }
         let cpu = &mut self.cpu;
-        if cpu.attend & attend::AFTER != 0 {
-            cpu.attend &= !attend::AFTER;
-            match cpu.after {
-                After::Nothing => {}
-                After::Halt => {
-                    cpu.attend &= !attend::SHADOW;
-                    if cpu.surroundings.poll() && cpu.has(flags::IF) {
-                        cpu.after = After::Nothing;
-                        cpu.attend |= attend::INTERRUPT;
-                    } else {
-                        // Still halted when run again.
-                        cpu.attend |= attend::AFTER;
-                        return Some(Stop::Halted);
-                    }
-                }
-                After::PortWrite(access) => {
-                    cpu.after = After::Nothing;
-                    return Some(Stop::PortWrite(access));
-                }
-                After::PortRead(access) => {
-                    // Taken back by the answer.
-                    self.asked = Some(access);
-                    return Some(Stop::PortRead(access));
-                }
+        if cpu.attend & attend::TRAP != 0 {
+            match cpu.deliver_exception(Exception::plain(1)) {
+                Ok(()) => cpu.attend &= !attend::TRAP,
+                Err(stop) => return Some(self.undelivered(stop)),
             }
         }
+        let cpu = &mut self.cpu;
         if cpu.attend & attend::SHADOW != 0 {
             // One more instruction (or trace: a little later is not wrong) comes first.
             cpu.attend &= !attend::SHADOW;
             return None;
         }
-        if cpu.attend & attend::INTERRUPT != 0 && !self.alone {
+        if cpu.attend & attend::INTERRUPT != 0 {
             cpu.attend &= !attend::INTERRUPT;
-            let waits = cpu.surroundings.poll();
-            if cpu.injected.is_none() && waits && cpu.has(flags::IF) {
-                cpu.injected = cpu.surroundings.acknowledge();
-            }
-            // With IF clear it is looked at again when IF is set: that ends a trace and raises the bit.
-            if let Some(vector) = cpu.injected {
-                cpu.attend |= attend::INTERRUPT;
-                match cpu.deliver_interrupt(vector) {
-                    Ok(()) => cpu.injected = None,
-                    Err(stop) => return Some(self.undelivered(stop)),
-                }
-            }
+            return self.interrupt();
         }
         None
+    }
+
+    /// What an instruction that is done still wants.
+    fn finish_instruction(&mut self) -> Option<Stop> {
+        let cpu = &mut self.cpu;
+        match cpu.after {
+            After::Nothing => {}
+            After::Halt => {
+                cpu.attend &= !attend::SHADOW;
+                let wakes = cpu.surroundings.poll() && cpu.has(flags::IF)
+                    || cpu.nmi.is_pending && !cpu.nmi.is_blocked
+                    || cpu.attend & attend::TRAP != 0;
+                if !wakes {
+                    // Still halted when run again.
+                    return Some(Stop::Halted);
+                }
+                cpu.after = After::Nothing;
+                cpu.attend |= attend::INTERRUPT;
+            }
+            After::PortWrite(access) => {
+                cpu.after = After::Nothing;
+                cpu.attend &= !attend::AFTER;
+                return Some(Stop::PortWrite(access));
+            }
+            After::PortRead(access) => {
+                // Taken back by the answer: without one it is asked again.
+                self.asked = Some(access);
+                return Some(Stop::PortRead(access));
+            }
+        }
+        cpu.attend &= !attend::AFTER;
+        None
+    }
+
+    /// Takes an interrupt, if one waits and may be taken. With IF clear it is looked at again when IF is set: that
+    /// ends a trace and raises the bit.
+    fn interrupt(&mut self) -> Option<Stop> {
+        /// The vector of the non-maskable interrupt.
+        const NMI: u8 = 2;
+        let cpu = &mut self.cpu;
+        let waits = cpu.surroundings.poll();
+        if cpu.injected.is_none() {
+            if cpu.nmi.is_pending && !cpu.nmi.is_blocked {
+                cpu.nmi = NonMaskable { is_pending: false, is_blocked: true };
+                cpu.injected = Some(NMI);
+            } else if waits && cpu.has(flags::IF) {
+                cpu.injected = cpu.surroundings.acknowledge();
+            }
+        }
+        let vector = cpu.injected?;
+        cpu.attend |= attend::INTERRUPT;
+        match cpu.deliver_interrupt(vector) {
+            Ok(()) => {
+                cpu.injected = None;
+                None
+            }
+            // It still waits, and is delivered before anything else is done.
+            Err(stop) => Some(self.undelivered(stop)),
+        }
     }
 }

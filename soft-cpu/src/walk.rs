@@ -215,7 +215,8 @@ impl Cpu {
     }
 
     fn allows(&self, walk: &Walk) -> bool {
-        let trespass = self.cr4 & cr4::SMAP != 0 && !self.has(crate::flags::AC);
+        let excused = self.has(crate::flags::AC) && !self.is_implicit;
+        let trespass = self.cr4 & cr4::SMAP != 0 && !excused;
         match (walk.access, walk.user) {
             (Access::Read, true) => walk.for_users,
             (Access::Write, true) => walk.for_users && walk.writable,
@@ -264,8 +265,9 @@ impl Cpu {
         walk: &Walk,
     ) -> Result<bool, Raised> {
         let page = self.nested_page(at, Access::Write, walk.address, true)?;
+        let is_set = page.host.at(at).compare_exchange::<W>(entry, entry | bits) == entry;
         self.note_store(page.frame);
-        Ok(page.host.at(at).compare_exchange::<W>(entry, entry | bits) == entry)
+        Ok(is_set)
     }
 
     /// The second dimension: where a guest-physical page is, or why not.

@@ -13,10 +13,12 @@ mod legacy;
 mod mmx;
 mod moves;
 mod multiply;
+mod segments;
 mod shifts;
 pub(crate) mod sse;
 mod stack;
 mod strings;
+mod system;
 mod x87;
 
 use iced_x86::{Code, Instruction, MemorySize, OpKind, Register};
@@ -101,6 +103,8 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
             .or_else(|| legacy::lower(instruction, &mut op, at))
             .or_else(|| x87::lower(instruction, &mut op, at))
             .or_else(|| sse::lower(instruction, &mut op, at))
+            .or_else(|| segments::lower(instruction, &mut op, at))
+            .or_else(|| system::lower(instruction, &mut op, at))
     });
     match found {
         Some(found) => {

@@ -1,10 +1,11 @@
 //! Delivering exceptions and interrupts (Intel SDM vol. 3, "Interrupt and Exception Handling").
 
-use crate::cpu::{Cpu, reg, seg, slot};
+use crate::cpu::{Cpu, attend, reg, seg, slot};
 use crate::event::{Event, Exception, Raised};
 use crate::flags;
 use crate::segment::Segment;
-use crate::width::{B8, Width};
+use crate::system::segments::named;
+use crate::width::B8;
 
 /// Why nothing was delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +50,12 @@ impl Cpu {
             if self.deliver(now.vector, now.error, Source::Processor).is_ok() {
                 return Ok(());
             }
-            match std::mem::replace(&mut self.event, Event::None) {
+            let next = std::mem::replace(&mut self.event, Event::None);
+            if let Event::Exception(Exception { address: Some(address), .. }) = next {
+                // Also where it becomes a double fault, whose handler looks there.
+                self.cr2 = address;
+            }
+            match next {
                 Event::Exception(_) if now.vector == DOUBLE => {
                     return Err(Undelivered::TripleFault);
                 }
@@ -81,7 +87,10 @@ impl Cpu {
         error: Option<u32>,
         source: Source,
     ) -> Result<(), Raised> {
-        self.deliver_long(vector, error, source)
+        self.deliver_long(vector, error, source)?;
+        // The handler's first instruction is not preceded by a trap: TF was cleared on the way.
+        self.attend |= attend::NO_TRAP;
+        Ok(())
     }
 
     /// Through a 64-bit gate.
@@ -117,9 +126,9 @@ impl Cpu {
         let cpl = if code.kind() & 4 == 0 { code.privilege() } else { self.cpl };
         let stack = low >> 32 & 7;
         let top = if stack != 0 {
-            self.task_stack(28 + 8 * stack)?
+            self.task_field::<B8>(28 + 8 * stack, named(self.tr.selector) | external)?
         } else if cpl < self.cpl {
-            self.task_stack(4 + 8 * u64::from(cpl))?
+            self.task_field::<B8>(4 + 8 * u64::from(cpl), named(self.tr.selector) | external)?
         } else {
             self.gpr[reg::RSP]
         };
@@ -187,30 +196,5 @@ impl Cpu {
             return Err(self.throw(Exception::not_present(error)));
         }
         Ok(code)
-    }
-
-    /// The eight bytes of a descriptor; `None` beyond its table.
-    pub(crate) fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, Raised> {
-        let offset = u64::from(selector & !7);
-        let (base, limit) = if selector & 4 == 0 {
-            (self.gdtr.base, u64::from(self.gdtr.limit))
-        } else if self.ldtr.is_present() && self.ldtr.selector & !3 != 0 {
-            (self.ldtr.base, u64::from(self.ldtr.limit))
-        } else {
-            return Ok(None);
-        };
-        if offset + 7 > limit {
-            return Ok(None);
-        }
-        self.load_system::<B8>(base.wrapping_add(offset)).map(Some)
-    }
-
-    /// A stack pointer of the 64-bit task state.
-    fn task_stack(&mut self, offset: u64) -> Result<u64, Raised> {
-        if offset + B8::BYTES as u64 - 1 > u64::from(self.tr.limit) {
-            let error = u32::from(self.tr.selector & !3);
-            return Err(self.throw(Exception::invalid_tss(error)));
-        }
-        self.load_system::<B8>(self.tr.base.wrapping_add(offset))
     }
 }

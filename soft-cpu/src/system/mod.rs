@@ -1,5 +1,11 @@
 //! What only a kernel sees: exceptions and interrupts, privilege, control registers.
 
-mod deliver;
+mod control;
+pub mod cpuid;
+pub(crate) mod deliver;
+pub(crate) mod far;
+pub mod msr;
+mod ports;
+pub(crate) mod segments;
 
 pub use deliver::Undelivered;

@@ -4,11 +4,13 @@
 
 mod basics;
 mod exchanges;
+mod kernel;
 mod legacy;
 mod mmx;
 mod shifts_and_products;
 mod sse;
 mod strings;
+mod system;
 mod x87;
 mod x87_state;
 
@@ -17,7 +19,7 @@ use std::sync::atomic::AtomicU8;
 
 use iced_x86::code_asm::CodeAssembler;
 
-use crate::cpu::{cr0, cr4, efer, reg, seg};
+use crate::cpu::{After, cr0, cr4, efer, reg, seg};
 use crate::event::{Access, DeviceAccess};
 use crate::guest_memory::{HostPage, PAGE};
 use crate::nested::{NestedPage, NestedRefusal, SecondStage};
@@ -185,6 +187,8 @@ impl Guest {
     pub(crate) fn run_bytes(&mut self, bytes: &[u8]) -> Stop {
         self.memory.write(CODE, bytes);
         self.processor.flush();
+        // Not halted any more.
+        self.processor.cpu.after = After::Nothing;
         self.processor.cpu.rip = CODE;
         self.processor.run(&AtomicU8::new(0))
     }
