@@ -1,10 +1,11 @@
 //! Conversions between numbers of several kinds.
 
-use iced_x86::{Code, Instruction};
+use iced_x86::{Code, Instruction, OpKind};
 
-use super::float::{calculate, double, packed, single};
-use super::{General, Register, Short, Source, get, low, permit, set, xmm};
+use super::float::{Binary, calculate, double, packed, single};
+use super::{Aligned, General, Register, Short, Source, get, high, joined, low, permit, set, xmm};
 use crate::cpu::Cpu;
+use crate::event::Raised;
 use crate::host_sse::{self as host, Float};
 use crate::lower::{is_memory, register};
 use crate::op::{Done, Handler, Op};
@@ -34,6 +35,13 @@ pub(super) fn lower(i: &Instruction, op: &mut Op) -> Option<Handler> {
         Code::Cvtsi2ss_xmm_rm64 => from_general::<host::Cvtsi2ss64, B8>(i, op),
         Code::Cvtsi2sd_xmm_rm32 => from_general::<host::Cvtsi2sd32, B4>(i, op),
         Code::Cvtsi2sd_xmm_rm64 => from_general::<host::Cvtsi2sd64, B8>(i, op),
+        // The MMX forms convert what they convert as the SSE forms do, with zeroes beside it.
+        Code::Cvtpi2ps_xmm_mmm64 => from_mmx::<host::Cvtdq2ps, true>(i, op),
+        Code::Cvtpi2pd_xmm_mmm64 => from_mmx::<host::Cvtdq2pd, false>(i, op),
+        Code::Cvtps2pi_mm_xmmm64 => to_mmx::<host::Cvtps2dq, Short<B8>>(i, op),
+        Code::Cvttps2pi_mm_xmmm64 => to_mmx::<host::Cvttps2dq, Short<B8>>(i, op),
+        Code::Cvtpd2pi_mm_xmmm128 => to_mmx::<host::Cvtpd2dq, Aligned>(i, op),
+        Code::Cvttpd2pi_mm_xmmm128 => to_mmx::<host::Cvttpd2dq, Aligned>(i, op),
         _ => None,
     }
 }
@@ -64,6 +72,77 @@ where
     }
     op.src = register(i, 1)?;
     Some(run_from_general::<O, General<W>>)
+}
+
+/// The number of operand `which`, an MMX register.
+fn mm(i: &Instruction, which: u32) -> Option<u8> {
+    let register = i.op_register(which);
+    (i.op_kind(which) == OpKind::Register && register.is_mm())
+        .then(|| u8::try_from(register.number()).ok())
+        .flatten()
+}
+
+fn from_mmx<O: Binary, const KEEPS_HIGH: bool>(i: &Instruction, op: &mut Op) -> Option<Handler> {
+    op.dst = xmm(i, 0)?;
+    if is_memory(i, 1) {
+        return Some(run_from_memory::<O, KEEPS_HIGH>);
+    }
+    op.src = mm(i, 1)?;
+    Some(run_from_mmx::<O, KEEPS_HIGH>)
+}
+
+fn to_mmx<O: Binary, Memory: Source>(i: &Instruction, op: &mut Op) -> Option<Handler> {
+    op.dst = mm(i, 0)?;
+    if is_memory(i, 1) {
+        return Some(run_to_mmx::<O, Memory>);
+    }
+    op.src = xmm(i, 1)?;
+    match i.code() {
+        Code::Cvtps2pi_mm_xmmm64 | Code::Cvttps2pi_mm_xmmm64 => Some(run_to_mmx::<O, LowHalf>),
+        _ => Some(run_to_mmx::<O, Register>),
+    }
+}
+
+/// The low half of an SSE register.
+struct LowHalf;
+impl Source for LowHalf {
+    #[inline(always)]
+    fn read(cpu: &mut Cpu, op: &Op) -> Result<u128, Raised> {
+        Ok(joined(low(get(cpu, op.src)), 0))
+    }
+}
+
+#[inline(always)]
+fn two_integers<O: Binary, const KEEPS_HIGH: bool>(cpu: &mut Cpu, op: &Op, source: u64) -> Done {
+    let destination = get(cpu, op.dst);
+    let result = calculate::<O>(cpu, destination, u128::from(source))?;
+    let result = if KEEPS_HIGH { joined(low(result), high(destination)) } else { result };
+    set(cpu, op.dst, result);
+    Ok(())
+}
+
+fn run_from_mmx<O: Binary, const KEEPS_HIGH: bool>(cpu: &mut Cpu, op: &Op) -> Done {
+    permit(cpu)?;
+    cpu.check_mmx()?;
+    two_integers::<O, KEEPS_HIGH>(cpu, op, cpu.mmx(op.src))?;
+    cpu.touch_mmx();
+    Ok(())
+}
+
+/// From memory, the MMX registers and with them the x87 unit stay as they are.
+fn run_from_memory<O: Binary, const KEEPS_HIGH: bool>(cpu: &mut Cpu, op: &Op) -> Done {
+    permit(cpu)?;
+    let source = cpu.load::<B8>(op)?;
+    two_integers::<O, KEEPS_HIGH>(cpu, op, source)
+}
+
+fn run_to_mmx<O: Binary, S: Source>(cpu: &mut Cpu, op: &Op) -> Done {
+    permit(cpu)?;
+    cpu.check_mmx()?;
+    let source = S::read(cpu, op)?;
+    let result = calculate::<O>(cpu, 0, source)?;
+    cpu.set_mmx(op.dst, low(result));
+    Ok(())
 }
 
 fn run_to_general<O, S>(cpu: &mut Cpu, op: &Op) -> Done

@@ -265,3 +265,41 @@ fn general_registers_are_converted_at_their_width() {
     assert_eq!(cpu.xmm[5], u128::MAX << 32 | u128::from((-9e18f32).to_bits()));
     assert_eq!(doubles(cpu.xmm[6])[0], f64::from(-2_095_475_793i32));
 }
+
+#[test]
+fn mmx_registers_are_converted_and_then_the_x87_stack_is_full() {
+    let mut guest = Guest::long();
+    guest.memory.write64(DATA, 0xffff_fff9_0000_0007);
+    guest.memory.write(DATA + 16, &of_singles([2.5, -7.5, f32::NAN, f32::NAN]).to_le_bytes());
+    guest.memory.write(DATA + 32, &of_doubles([1e300, -0.75]).to_le_bytes());
+    guest.processor.cpu.gpr[reg::RDI] = DATA;
+    guest.processor.cpu.xmm[1] = of_singles([0.0, 0.0, 5.0, 6.0]);
+    guest.run(|a| {
+        a.cvtpi2ps(xmm1, qword_ptr(rdi)).unwrap();
+        a.cvtpi2pd(xmm2, qword_ptr(rdi)).unwrap();
+        a.ud2().unwrap();
+    });
+    assert_eq!(guest.processor.cpu.x87.tags(), 0xffff, "nothing of MMX was touched");
+    assert_eq!(guest.processor.cpu.xmm[1], of_singles([7.0, -7.0, 5.0, 6.0]));
+    assert_eq!(guest.processor.cpu.xmm[2], of_doubles([7.0, -7.0]));
+    guest.run(|a| {
+        a.movups(xmm4, xmmword_ptr(rdi + 16)).unwrap();
+        a.cvtps2pi(mm0, qword_ptr(rdi + 16)).unwrap();
+        a.cvttps2pi(mm1, xmm4).unwrap();
+        a.cvtpi2pd(xmm3, mm0).unwrap();
+        a.cvttpd2pi(mm2, xmmword_ptr(rdi + 32)).unwrap();
+        a.cvtpd2pi(mm3, xmm3).unwrap();
+        a.ud2().unwrap();
+    });
+    let cpu = &guest.processor.cpu;
+    assert_eq!(cpu.xmm[3], of_doubles([2.0, -8.0]));
+    assert_eq!(cpu.mmx(1), 0xffff_fff9_0000_0002);
+    assert_eq!(cpu.mmx(2), 0x8000_0000);
+    assert_eq!(cpu.mmx(3), 0xffff_fff8_0000_0002);
+    assert_eq!(
+        cpu.mxcsr & 0x3f,
+        0x21,
+        "inexact, and one number out of range; the NaNs are not looked at"
+    );
+    assert_ne!(cpu.x87.tags(), 0xffff);
+}
