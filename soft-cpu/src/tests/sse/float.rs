@@ -269,6 +269,7 @@ fn general_registers_are_converted_at_their_width() {
 #[test]
 fn mmx_registers_are_converted_and_then_the_x87_stack_is_full() {
     let mut guest = Guest::long();
+    guest.processor.cpu.x87.initialise();
     guest.memory.write64(DATA, 0xffff_fff9_0000_0007);
     guest.memory.write(DATA + 16, &of_singles([2.5, -7.5, f32::NAN, f32::NAN]).to_le_bytes());
     guest.memory.write(DATA + 32, &of_doubles([1e300, -0.75]).to_le_bytes());
