@@ -17,6 +17,10 @@
 //! on a masked pin is lost, as the data sheet says. A device that can only say "one pulse"
 //! ([`IrqLine`](actors::device::IrqLine)) on a pin that the guest made level-triggered means
 //! "I am asserted until you have looked at me": the pulse is kept until it was delivered once.
+//!
+//! Known hole: a level sent to nobody (no processor answers to the address) counts as sent,
+//! and its pin waits for an end that never comes; a bus would try again. Making the pin an
+//! edge and a level again, or the end-of-interrupt register, frees it.
 
 use std::sync::Arc;
 
