@@ -11,7 +11,7 @@ use machine::ExitStatus;
 
 use crate::error::{BenchError, host};
 use crate::report::Report;
-use crate::{fault, shootdown, table};
+use crate::{fault, interp, shootdown, table};
 
 /// Where "-" leads.
 const STDOUT: &str = "-";
@@ -34,14 +34,57 @@ enum Bench {
     Shootdown(ShootdownArgs),
     /// What a first touch of a page costs the guest, beside a bare fault handler
     Fault(FaultArgs),
+    /// How fast the software processor is, beside the real one, QEMU's translator and KVM
+    Interp(InterpArgs),
 }
 
 /// How a result is written.
-#[derive(Debug, Args)]
-struct OutputArgs {
+#[derive(Debug, Default, Args)]
+pub(crate) struct OutputArgs {
     /// Write the result as JSON, too; `-` writes it to stdout instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// `skep bench interp`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+The same loops, byte for byte, on everything that is here:
+  a  registers and branches      c  copies                          e  SSE2, locked
+  b  loads and pointer chases    d  system calls, faults, a port       operations
+native, in this process, on pages of 4 KiB (none of d: they need a system of their own);
+soft, skep's own processor, whose guest-physical memory is one mapping;
+QEMU TCG, the same guest under qemu-system-x86_64, if that is installed;
+KVM guest, the loops at CPL 3 in a machine of skep's, if there is a /dev/kvm: wall time by the
+guest's own counter. Everything else is cpu time of whoever executes, so a busy host makes
+figures noisy rather than wrong.
+
+  skep bench interp                              all of it, in less than a minute
+  skep bench interp --only a2,b4 --rounds 9      two loops, with more care
+
+MIPS are guest instructions: quote them with the loop's name, for one engine spans 20 to 700.")]
+pub(crate) struct InterpArgs {
+    /// Measure only these loops
+    #[arg(long, value_name = "LOOP,...", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+
+    /// Rounds in which all take their turns; the median counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = rounds)]
+    pub(crate) rounds: usize,
+
+    /// How long a loop runs in one round (longer under QEMU, whose clock is coarse)
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = value_parser!(u64).range(1..=60_000))]
+    pub(crate) milliseconds: u64,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+fn rounds(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1000) => Ok(count),
+        _ => Err("a number from 1 to 1000 is wanted".to_owned()),
+    }
 }
 
 /// `skep bench shootdown`.
@@ -130,20 +173,55 @@ impl FaultArgs {
 /// [`BenchError`], when there is no result. A missed bound is a result:
 /// [`ExitStatus::Error`].
 pub fn run(args: &BenchArgs) -> Result<ExitStatus, BenchError> {
-    let (output, measure): (_, &dyn Fn() -> Result<Report, BenchError>) = match &args.bench {
-        Bench::Shootdown(args) => (&args.output, &|| shootdown::run(args)),
+    match &args.bench {
+        Bench::Shootdown(args) => answer(&args.output, || shootdown::run(args)),
         Bench::Fault(args) => {
             fault::check(args)?;
-            (&args.output, &|| fault::run(args))
+            answer(&args.output, || fault::run(args))
         }
-    };
+        Bench::Interp(args) => {
+            interp::check(args)?;
+            answer(&args.output, || interp::run(args))
+        }
+    }
+}
+
+/// What a benchmark has to say.
+trait Answer: serde::Serialize {
+    fn text(&self) -> String;
+    /// Whether a bound was missed in a clean run.
+    fn is_missed(&self) -> bool;
+}
+
+impl Answer for Report {
+    fn text(&self) -> String {
+        table::render(self)
+    }
+    fn is_missed(&self) -> bool {
+        self.is_missed()
+    }
+}
+
+impl Answer for interp::InterpReport {
+    fn text(&self) -> String {
+        interp::render(self)
+    }
+    fn is_missed(&self) -> bool {
+        self.is_missed()
+    }
+}
+
+fn answer<A: Answer>(
+    output: &OutputArgs,
+    measure: impl FnOnce() -> Result<A, BenchError>,
+) -> Result<ExitStatus, BenchError> {
     let path = output.json.as_deref();
     let to_stdout = path == Some(Path::new(STDOUT));
     // Made before anything is measured, so that a path that cannot be written costs nothing.
     let file = path.filter(|_| !to_stdout).map(create).transpose()?;
     let report = measure()?;
     let json = serde_json::to_string_pretty(&report).map_err(host("write JSON"))? + "\n";
-    print(if to_stdout { json.clone() } else { table::render(&report) }.as_bytes())?;
+    print(if to_stdout { json.clone() } else { report.text() }.as_bytes())?;
     if let Some((mut file, path)) = file {
         let done = file.write_all(json.as_bytes()).and_then(|()| file.flush());
         done.map_err(unwritten(path))?;
@@ -204,6 +282,7 @@ mod tests {
         let report = match parse(line).unwrap().bench {
             Bench::Shootdown(args) => shootdown::run(&args),
             Bench::Fault(args) => fault::run(&args),
+            Bench::Interp(_) => panic!("another kind of report"),
         };
         let report = report.unwrap();
         // So few samples are never judged.

@@ -8,7 +8,7 @@
 //!
 //! A sample counts only if it proves what it measured: that the vcpu was executing just
 //! before, or that the touch was served by a fault. Everything else is kept apart, under its
-//! own state.
+//! own state. `interp` compares processors rather than loops of system calls: it has a room of its own.
 //!
 //! Reading order: `cli.rs` (what can be asked) → `shootdown.rs`, `fault.rs` (the questions) →
 //! `bare_kick.rs`, `bare_fault.rs`, `peer.rs` (the references) → `bare_vm.rs` (KVM and nothing
@@ -25,6 +25,7 @@ mod environment;
 mod error;
 mod executing;
 mod fault;
+mod interp;
 mod kernel;
 mod noise;
 mod peer;

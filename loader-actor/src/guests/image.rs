@@ -10,9 +10,9 @@
 ///
 /// The module that uses this opts in to `unsafe_code`, as it must for `global_asm!`.
 macro_rules! image_between {
-    ($(#[$doc:meta])* $name:ident, $start:ident, $end:ident) => {
+    ($(#[$doc:meta])* $visible:vis $name:ident, $start:ident, $end:ident) => {
         $(#[$doc])*
-        fn $name() -> &'static [u8] {
+        $visible fn $name() -> &'static [u8] {
             // SAFETY: the symbols exist (the invariant above); only their addresses are
             // used, never a value of this type behind them.
             unsafe extern "C" {

@@ -19,6 +19,7 @@ pub use start::Level;
 pub mod exceptions;
 pub mod hello;
 mod image;
+pub mod loops;
 pub mod places;
 mod print;
 pub mod smp;
@@ -117,6 +118,7 @@ pub const ALL: &[&Guest] = &[
     &storm::GUEST_AT_CPL_0,
     &spin::GUEST,
     &toucher::GUEST,
+    &loops::GUEST,
 ];
 
 /// The guest that `--guest` calls `name`.

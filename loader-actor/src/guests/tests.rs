@@ -9,11 +9,11 @@ fn machine(bytes: u64) -> MemoryLayout {
     MemoryLayout::split(bytes, LOWMEM_LIMIT, 48).unwrap()
 }
 
-/// Every guest with everything it has placed, on a machine of 64 MiB, on as many vcpus as
+/// Every guest with everything it has placed, on a machine of 128 MiB, on as many vcpus as
 /// it can have.
 fn all_placed() -> impl Iterator<Item = (&'static Guest, Vec<Piece>)> {
     ALL.iter().map(|guest| {
-        let pieces = guest.pieces(&machine(64 << 20), guest.most_vcpus);
+        let pieces = guest.pieces(&machine(128 << 20), guest.most_vcpus);
         (*guest, pieces.unwrap())
     })
 }
@@ -135,7 +135,7 @@ fn a_machine_too_small_is_refused_with_both_numbers() {
 
 #[test]
 fn no_vcpu_and_one_too_many_are_refused() {
-    let memory = machine(64 << 20);
+    let memory = machine(128 << 20);
     for guest in ALL {
         let most = guest.most_vcpus;
         assert!(guest.pieces(&memory, most).is_ok());
