@@ -268,7 +268,7 @@ fn cmps<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 
 /// Element after element.
 #[inline(always)]
-fn repeat(cpu: &mut Cpu, op: &Op, element: impl Fn(&mut Cpu, &Op) -> Done) -> Done {
+pub(super) fn repeat(cpu: &mut Cpu, op: &Op, element: impl Fn(&mut Cpu, &Op) -> Done) -> Done {
     for _ in 0..ELEMENTS {
         if left(cpu, op) == 0 {
             return Ok(());

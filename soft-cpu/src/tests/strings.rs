@@ -190,3 +190,27 @@ fn devices_are_asked_once_for_each_element() {
     assert_eq!(stop, Stop::TripleFault);
     assert_eq!(seen, [(0, None), (0x100, Some(0x10)), (4, None), (0x104, Some(0x14))]);
 }
+
+#[test]
+fn a_string_through_a_port_asks_for_each_element_and_goes_on() {
+    let mut guest = Guest::long();
+    guest.memory.write(DATA, b"abc");
+    let cpu = &mut guest.processor.cpu;
+    (cpu.gpr[RCX], cpu.gpr[RSI], cpu.gpr[RDI], cpu.gpr[reg::RDX]) = (3, DATA, DATA + 0x100, 0x1f0);
+    // rep outsb; mov cl, 2; rep insw; ud2
+    let code = [0xf3, 0x6e, 0xb1, 2, 0x66, 0xf3, 0x6d, 0x0f, 0x0b];
+    let mut stop = guest.run_bytes(&code);
+    let mut seen = Vec::new();
+    while let Stop::StringPort(access) = stop {
+        assert_eq!(access.at, 0x1f0);
+        seen.push((access.bytes, access.value));
+        guest.processor.answer(0xaa00 + seen.len() as u64);
+        stop = guest.processor.run(&0.into());
+    }
+    assert_eq!(stop, Stop::TripleFault);
+    let written = [(1, Some(0x61)), (1, Some(0x62)), (1, Some(0x63))];
+    assert_eq!(seen, [&written[..], &[(2, None), (2, None)]].concat());
+    assert_eq!(guest.memory.read(DATA + 0x100, 4), [4, 0xaa, 5, 0xaa]);
+    assert_eq!((guest.reg(RCX), guest.reg(RSI)), (0, DATA + 3));
+    assert_eq!(guest.reg(RDI), DATA + 0x104);
+}
