@@ -13,6 +13,7 @@ mod legacy;
 mod mmx;
 mod moves;
 mod multiply;
+mod port_strings;
 mod segments;
 mod shifts;
 pub(crate) mod sse;
@@ -97,6 +98,7 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
             .or_else(|| multiply::lower(instruction, &mut op, at))
             .or_else(|| bits::lower(instruction, &mut op, at))
             .or_else(|| strings::lower(instruction, &mut op, at))
+            .or_else(|| port_strings::lower(instruction, &mut op, at))
             .or_else(|| accumulator::lower(instruction, &mut op, at))
             .or_else(|| exchange::lower(instruction, &mut op, at))
             .or_else(|| hints::lower(instruction, &mut op, at))
