@@ -1,0 +1,7 @@
+//! draft
+pub mod layout;
+pub mod native;
+pub mod random;
+pub mod state;
+pub mod templates;
+pub mod values;
