@@ -5,3 +5,5 @@ pub mod random;
 pub mod state;
 pub mod templates;
 pub mod values;
+pub mod generate;
+pub mod sequence;
