@@ -7,3 +7,4 @@ pub mod templates;
 pub mod values;
 pub mod generate;
 pub mod sequence;
+pub mod soft;

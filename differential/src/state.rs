@@ -91,6 +91,8 @@ pub enum Ending {
     Endless,
     /// The software processor says that it does not know an instruction.
     Unknown,
+    /// The software processor came out for a reason that no sequence gives it.
+    Stopped,
 }
 
 /// What is left when a sequence has ended.

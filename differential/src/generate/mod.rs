@@ -82,9 +82,7 @@ impl Generator {
             let chosen = random.pick(&self.by_family[members]);
             draft.add(&self.forms, chosen, random);
         }
-        let items = draft.items;
-        let end = items.len();
-        let items = items.into_iter().map(|item| Item { target: item.target.map(|at| at.min(end)), ..item }).collect();
+        let items = settle(draft.items);
         let entry = match random.below(10) {
             // Some instruction lies across the border between the pages.
             0 | 1 => usize::try_from(PAGE).unwrap_or(0) - 1 - random.index(40),
@@ -152,6 +150,19 @@ impl Draft<'_> {
         self.items.push(Item { instruction, target: None, group: self.group, form });
         self.undefined = crate::sequence::after(&instruction, self.undefined);
     }
+}
+
+/// Lets branches lead to the end at most, and never into the middle of another's preparations.
+fn settle(items: Vec<Item>) -> Vec<Item> {
+    let groups: Vec<u32> = items.iter().map(|item| item.group).collect();
+    let whole = |target: usize, own: u32| {
+        let mut at = target.min(groups.len());
+        while 0 < at && at < groups.len() && groups[at] != own && groups[at] == groups[at - 1] {
+            at += 1;
+        }
+        at
+    };
+    items.into_iter().map(|item| Item { target: item.target.map(|at| whole(at, item.group)), ..item }).collect()
 }
 
 /// The registers at the start.

@@ -11,6 +11,8 @@
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use soft_cpu::guest_memory::HostPage;
+
 use super::NativeError;
 use super::child;
 use crate::layout::{CODE_BYTES, CODE_FILL, DATA_BYTES, EXIT, SLOTS, code_of_slot};
@@ -256,4 +258,73 @@ pub(super) fn futex_wait(word: &AtomicU32, value: u32, nanoseconds: i64) {
 pub(super) fn futex_wake(word: &AtomicU32) {
     // SAFETY: the word lives; the kernel only takes its address.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1) };
+}
+
+/// Whole pages that a guest's processor changes, too: the software processor's guest memory.
+///
+/// The same invariant: whoever has the turn. [`Pages::read`] and [`Pages::write`] are for while no processor runs.
+#[derive(Debug)]
+pub struct Pages {
+    start: *mut u8,
+    count: usize,
+}
+
+// SAFETY: the pointer is this value's own and its clones', which are kept together by their one user.
+unsafe impl Send for Pages {}
+// SAFETY: likewise: what is behind it is accessed by whoever has the turn.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// So many pages, all zero, for as long as the process lives.
+    ///
+    /// # Errors
+    ///
+    /// When the host has none.
+    pub fn new(count: usize) -> Result<Self, NativeError> {
+        let page = usize::try_from(crate::layout::PAGE).unwrap_or(usize::MAX);
+        // SAFETY: a new mapping wherever there is room; the result is checked.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                count * page,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(refused("memory for a guest"));
+        }
+        Ok(Self { start: start.cast(), count })
+    }
+
+    /// Page `number`, for a processor.
+    #[must_use]
+    pub fn page(&self, number: usize) -> Option<HostPage> {
+        let offset = number * usize::try_from(crate::layout::PAGE).unwrap_or(0);
+        // SAFETY: page-aligned and inside the mapping, which is never undone.
+        (number < self.count).then(|| unsafe { HostPage::new(self.start.wrapping_add(offset)) })
+    }
+
+    /// Where `bytes` bytes at `offset` are.
+    fn place(&self, offset: usize, bytes: usize) -> *mut u8 {
+        let size = self.count * usize::try_from(crate::layout::PAGE).unwrap_or(0);
+        assert!(offset.checked_add(bytes).is_some_and(|end| end <= size), "inside the pages");
+        self.start.wrapping_add(offset)
+    }
+
+    /// Copies bytes in.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let to = self.place(offset, bytes.len());
+        // SAFETY: checked to be inside; no processor runs, and no reference into the pages exists.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    }
+
+    /// Copies bytes out.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        let from = self.place(offset, bytes.len());
+        // SAFETY: as for `write`.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+    }
 }
