@@ -155,13 +155,14 @@ impl Region {
         if end > CODE_BYTES {
             return Err(NativeError::TooLong { bytes: input.code.len(), entry: input.entry });
         }
-        let before = self.written[place];
-        self.written[place] = (input.entry, end);
-        let (slot, code) = self.slot_and_code(place);
+        let own = input.slot % SLOTS;
+        let before = std::mem::replace(&mut self.written[own], (input.entry, end));
+        let (_, code) = self.slot_and_code(own);
         code[before.0..before.1].fill(CODE_FILL);
         code[input.entry..end].copy_from_slice(&whole);
+        let (slot, _) = self.slot_and_code(place);
         slot.input = input.state;
-        slot.input.rip = code_of_slot(place) + input.entry as u64;
+        slot.input.rip = code_of_slot(own) + input.entry as u64;
         slot.template = input.template;
         Ok(())
     }

@@ -179,12 +179,13 @@ impl Soft {
         self.told.polls.store(0, Ordering::Relaxed);
         self.told.knock.store(0, Ordering::Relaxed);
         *self.told.unknown.lock() = None;
-        let stop = loop {
-            match self.processor.run(&self.told.knock) {
-                Stop::Again => {}
-                stop => break stop,
+        let mut stop = Stop::Again;
+        for _ in 0..PATIENCE {
+            stop = self.processor.run(&self.told.knock);
+            if stop != Stop::Again {
+                break;
             }
-        };
+        }
         self.guest.pages.read(self.guest.data * 4096, &mut outcome.data);
         debug_assert_eq!(outcome.data.len(), DATA_BYTES);
         self.store(stop, outcome);
@@ -243,5 +244,13 @@ fn store_floating(cpu: &soft_cpu::cpu::Cpu, image: &mut FloatingState) {
     image.put(FX_MXCSR, &cpu.mxcsr.to_le_bytes());
     for (number, register) in cpu.xmm.iter().enumerate() {
         image.put(FX_XMM + 16 * number, &register.to_le_bytes());
+    }
+}
+
+impl Soft {
+    /// What its CPUID says that user mode can use.
+    #[must_use]
+    pub fn features() -> crate::generate::catalogue::Features {
+        crate::generate::catalogue::Features::baseline()
     }
 }
