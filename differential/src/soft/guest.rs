@@ -63,12 +63,14 @@ pub(super) struct Guest {
     pub(super) code: usize,
     /// The supervisor's stack page.
     pub(super) stack: usize,
+    /// Where a run ends: the way out, and the handlers.
+    pub(super) ends: [usize; 2],
 }
 
 impl Guest {
     /// Lays everything out.
     pub(super) fn new() -> Result<Self, NativeError> {
-        let mut guest = Self { pages: Pages::new(FRAMES)?, next: 2, data: 0, code: 0, stack: 0 };
+        let mut guest = Self { pages: Pages::new(FRAMES)?, next: 2, data: 0, code: 0, stack: 0, ends: [0; 2] };
         let pages_of = |bytes: u64| usize::try_from(bytes / PAGE).unwrap_or(0);
         guest.data = guest.take(pages_of((LOW_PAGES + HIGH_PAGES) * PAGE));
         guest.code = guest.take(SLOTS * CODE_BYTES / 4096);
@@ -76,6 +78,7 @@ impl Guest {
         let exit = guest.take(1);
         let kernel = guest.take(4);
         guest.stack = kernel + 3;
+        guest.ends = [exit, kernel];
         for page in 0..LOW_PAGES {
             guest.map(LOW + page * PAGE, guest.data + pages_of(page * PAGE), USER | WRITABLE | NO_EXECUTE);
         }
@@ -91,9 +94,7 @@ impl Guest {
                 guest.map(code_of_slot(slot) + page * PAGE, frame, USER);
             }
         }
-        // At the way out stands an instruction that user mode may not execute: that ends a run.
         guest.map(EXIT & !(PAGE - 1), exit, USER);
-        guest.put(exit, usize::try_from(EXIT % PAGE).unwrap_or(0), &[0xf4]);
         for page in 0..4 {
             guest.map(KERNEL + page as u64 * PAGE, kernel + page, WRITABLE);
         }
@@ -147,10 +148,10 @@ impl Guest {
 
     /// Handlers that halt, and the tables that lead to them.
     fn fill_kernel(&self, kernel: usize) {
+        // Nothing stands at the handlers: to get there is enough.
         for vector in 0..256_u64 {
             let handler = KERNEL + vector * HANDLER_STRIDE;
             let at = usize::try_from(vector).unwrap_or(0) * 16;
-            self.put(kernel, at, &[0xf4, 0xeb, 0xfd]);
             // Interrupt gates; user mode may call 3 and 4 only, as under Linux.
             let kind = if vector == 3 || vector == 4 { 0xee00_u64 } else { 0x8e00 };
             let low = handler & 0xffff | 0x10 << 16 | kind << 32 | (handler >> 16 & 0xffff) << 48;

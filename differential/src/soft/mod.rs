@@ -17,7 +17,7 @@ use soft_cpu::{CodeMap, Processor, Stop};
 use crate::layout::{CODE_FILL, DATA_BYTES, EXIT, GS_BASE, SLOTS, USER_CODE, USER_STACK, code_of_slot};
 use crate::native::NativeError;
 use crate::native::region::with_end;
-use crate::state::{Ending, FX_MXCSR, FX_XMM, FloatingState, Input, Outcome};
+use crate::state::{Ending, FX_MXCSR, FX_XMM, FloatingState, Input, Outcome, State};
 use crate::templates;
 use guest::{FRAMES, GDT, GDT_LIMIT, Guest, HANDLER_STRIDE, IDT, KERNEL, ROOT, STACK_TOP, TSS};
 
@@ -80,8 +80,12 @@ impl Surroundings for Quiet {
 struct Flat(Arc<Guest>);
 
 impl SecondStage for Flat {
-    fn translate(&mut self, gpa: u64, _access: Access) -> Result<NestedPage, NestedRefusal> {
+    fn translate(&mut self, gpa: u64, access: Access) -> Result<NestedPage, NestedRefusal> {
         let frame = u32::try_from(gpa >> 12).map_err(|_| NestedRefusal::Device)?;
+        // Ends the run at the way out and at every handler, whatever instructions the processor knows.
+        if access == Access::Execute && self.0.ends.contains(&(frame as usize)) {
+            return Err(NestedRefusal::Violation([true, true, false]));
+        }
         let host = self.0.pages.page(frame as usize).ok_or(NestedRefusal::Device)?;
         Ok(NestedPage { host, frame, writable: true, executable: true })
     }
@@ -199,16 +203,25 @@ impl Soft {
         state.flags = cpu.rflags();
         state.rip = cpu.rip;
         store_floating(cpu, &mut state.floating);
+        let ends_here = matches!(stop, Stop::Nested(fault) if fault.access == Access::Execute && fault.gva == cpu.rip);
         let handler = cpu.rip.wrapping_sub(KERNEL);
-        if stop == Stop::Knocked {
-            outcome.ending = Ending::Endless;
-            return;
+        outcome.ending = match stop {
+            Stop::Knocked => Ending::Endless,
+            _ if ends_here && cpu.rip == EXIT && cpu.cpl == 3 => Ending::Finished,
+            _ if ends_here && handler < 256 * HANDLER_STRIDE && cpu.cpl == 0 => self.exception(handler, state),
+            _ => {
+                self.remark = format!("{stop:x?}");
+                Ending::Stopped
+            }
+        };
+        if let Some(name) = self.told.unknown.lock().take() {
+            self.remark = name;
+            outcome.ending = Ending::Unknown;
         }
-        if !(stop == Stop::Halted && cpu.cpl == 0 && handler < 256 * HANDLER_STRIDE) {
-            outcome.ending = Ending::Stopped;
-            self.remark = format!("{stop:?}");
-            return;
-        }
+    }
+
+    /// What the handler that was just called finds on its stack.
+    fn exception(&self, handler: u64, state: &mut State) -> Ending {
         let vector = u8::try_from(handler / HANDLER_STRIDE).unwrap_or(u8::MAX);
         let top = usize::try_from(STACK_TOP % 4096).unwrap_or(0);
         let pushed = |back: usize| self.guest.word(self.guest.stack, top - 8 * back);
@@ -217,15 +230,7 @@ impl Soft {
         state.rip = pushed(5);
         let has_error = matches!(vector, 8 | 10..=14 | 17 | 21);
         let error = if has_error { u32::try_from(pushed(6) & 0xffff_ffff).unwrap_or(0) } else { 0 };
-        outcome.ending = if vector == 13 && state.rip == EXIT {
-            Ending::Finished
-        } else {
-            Ending::Exception { vector, error, address: cpu.cr2 }
-        };
-        if let Some(name) = self.told.unknown.lock().take() {
-            self.remark = name;
-            outcome.ending = Ending::Unknown;
-        }
+        Ending::Exception { vector, error, address: self.processor.cpu.cr2 }
     }
 }
 
