@@ -100,11 +100,18 @@ impl Bench {
     ///
     /// [`NativeError`]: the host refuses the child process or memory.
     pub fn start() -> Result<Self, NativeError> {
-        Ok(Self { native: Native::start()?, soft: Soft::start()?, generator: Generator::new(&Soft::features()) })
+        Ok(Self {
+            native: Native::start()?,
+            soft: Soft::start()?,
+            generator: Generator::new(&Soft::features()),
+        })
     }
 
     /// Runs one sequence on both; nothing if it cannot be compared.
-    fn both(&mut self, sequence: &Sequence) -> Option<(Assembled, Outcome, Outcome, Vec<Difference>)> {
+    fn both(
+        &mut self,
+        sequence: &Sequence,
+    ) -> Option<(Assembled, Outcome, Outcome, Vec<Difference>)> {
         let code = sequence.assemble().ok()?;
         let native = self.native.run(&code.input).ok()?;
         let mut soft = Outcome::blank();
@@ -133,9 +140,12 @@ impl Bench {
         while batch * slots < end && account.reports.len() < plan.enough {
             let indices = (batch * slots).max(plan.start)..((batch + 1) * slots).min(end);
             batch += plan.jobs;
-            let sequences: Vec<Sequence> =
-                indices.clone().map(|index| self.generator.sequence(plan.family, plan.seed, index)).collect();
-            let codes: Vec<Assembled> = sequences.iter().filter_map(|each| each.assemble().ok()).collect();
+            let sequences: Vec<Sequence> = indices
+                .clone()
+                .map(|index| self.generator.sequence(plan.family, plan.seed, index))
+                .collect();
+            let codes: Vec<Assembled> =
+                sequences.iter().filter_map(|each| each.assemble().ok()).collect();
             assert_eq!(codes.len(), sequences.len(), "the generator asks the encoder beforehand");
             self.one_batch(plan, indices.start, &sequences, &codes, &mut outcomes, &mut account)?;
         }
@@ -203,11 +213,19 @@ impl Bench {
 
     /// Shrinks a mismatch and describes it.
     fn explain(&mut self, plan: &Plan, index: u64, sequence: &Sequence) -> String {
-        let small = shrink(sequence, |candidate| self.both(candidate).is_some_and(|(.., found)| !found.is_empty()));
+        let small = shrink(sequence, |candidate| {
+            self.both(candidate).is_some_and(|(.., found)| !found.is_empty())
+        });
         match self.both(&small) {
-            Some((code, native, soft, found)) if !found.is_empty() => {
-                report::mismatch(plan.family, plan.seed, index, &small, &code, (&native, &soft), &found)
-            }
+            Some((code, native, soft, found)) if !found.is_empty() => report::mismatch(
+                plan.family,
+                plan.seed,
+                index,
+                &small,
+                &code,
+                (&native, &soft),
+                &found,
+            ),
             _ => format!(
                 "family {}, seed {}, sequence {index}: differs in its batch, and not alone\n",
                 plan.family, plan.seed

@@ -26,7 +26,12 @@ const KERNEL_HALF: u64 = 0x7fff_ffff_f000;
 
 /// Compares; the list is empty if nothing differs that means anything.
 #[must_use]
-pub fn differences(sequence: &Sequence, code: &Assembled, native: &Outcome, soft: &Outcome) -> Vec<Difference> {
+pub fn differences(
+    sequence: &Sequence,
+    code: &Assembled,
+    native: &Outcome,
+    soft: &Outcome,
+) -> Vec<Difference> {
     let mut found = Vec::new();
     let (real, ours) = (ending(&native.ending), ending(&soft.ending));
     if real != ours {
@@ -75,7 +80,9 @@ fn undefined_at_end(sequence: &Sequence, code: &Assembled, native: &Outcome) -> 
     }
     let base = crate::layout::code_of_slot(sequence.slot) + sequence.entry as u64;
     let offset = native.state.rip.wrapping_sub(base);
-    let Some(at) = code.offsets.iter().position(|start| *start as u64 == offset) else { return all() };
+    let Some(at) = code.offsets.iter().position(|start| *start as u64 == offset) else {
+        return all();
+    };
     let before = undefined[at];
     let Some(item) = sequence.items.get(at) else { return before };
     // A string instruction may have done some elements.
@@ -127,7 +134,8 @@ fn registers(found: &mut Vec<Difference>, native: &State, soft: &State, undefine
 /// A wide register, most significant byte first.
 fn bytes(found: &mut Vec<Difference>, what: String, native: &[u8], soft: &[u8]) {
     if native != soft {
-        let text = |bytes: &[u8]| bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let text =
+            |bytes: &[u8]| bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect::<String>();
         found.push(Difference { what, native: text(native), soft: text(soft) });
     }
 }
@@ -147,6 +155,7 @@ fn rflags(bits: u32) -> u64 {
 
 /// The decoder's condition-code bits as bits of the x87 status word.
 fn conditions(bits: u32) -> u16 {
-    let pairs = [(RflagsBits::C0, 8), (RflagsBits::C1, 9), (RflagsBits::C2, 10), (RflagsBits::C3, 14)];
+    let pairs =
+        [(RflagsBits::C0, 8), (RflagsBits::C1, 9), (RflagsBits::C2, 10), (RflagsBits::C3, 14)];
     pairs.iter().filter(|(bit, _)| bits & bit != 0).fold(0, |all, (_, at)| all | 1 << at)
 }

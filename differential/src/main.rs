@@ -75,8 +75,11 @@ fn main() -> ExitCode {
 /// Does it; returns how many mismatches there were.
 fn carry_out(arguments: &Arguments) -> Result<u64, Trouble> {
     let mut out = std::io::stdout().lock();
-    let families =
-        if arguments.family == "all" { Family::ALL.to_vec() } else { vec![arguments.family.parse::<Family>()?] };
+    let families = if arguments.family == "all" {
+        Family::ALL.to_vec()
+    } else {
+        vec![arguments.family.parse::<Family>()?]
+    };
     let mut bench = Bench::start()?;
     if arguments.list {
         for family in families {
@@ -127,7 +130,12 @@ fn carry_out(arguments: &Arguments) -> Result<u64, Trouble> {
         }
         heading.push_str(&format!(
             "| {family} | {} | {} | {} | {} | {} | {} |\n",
-            arguments.seed, account.compared, account.exceptions, account.mismatches, account.unknown, account.skipped
+            arguments.seed,
+            account.compared,
+            account.exceptions,
+            account.mismatches,
+            account.unknown,
+            account.skipped
         ));
         total.add(account);
     }

@@ -24,7 +24,8 @@ pub fn mismatch(
     found: &[Difference],
 ) -> String {
     let mut text = String::new();
-    let result = write_mismatch(&mut text, (family, seed, index), sequence, code, (native, soft), found);
+    let result =
+        write_mismatch(&mut text, (family, seed, index), sequence, code, (native, soft), found);
     debug_assert!(result.is_ok(), "writing to a string");
     text
 }
@@ -44,8 +45,10 @@ fn write_mismatch(
     while decoder.can_decode() {
         let instruction = decoder.decode();
         let start = usize::try_from(instruction.ip() - base).unwrap_or(0);
-        let bytes: String =
-            code.input.code[start..start + instruction.len()].iter().map(|byte| format!("{byte:02x}")).collect();
+        let bytes: String = code.input.code[start..start + instruction.len()]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let mut line = String::new();
         formatter.format(&instruction, &mut line);
         writeln!(text, "  {:#x}  {bytes:<24} {line}", instruction.ip())?;
@@ -64,7 +67,11 @@ fn write_mismatch(
     let ending = |outcome: &Outcome| format!("{:x?} at {:#x}", outcome.ending, outcome.state.rip);
     writeln!(text, "  {:<24} {:<44} {:<44}", "(ending)", ending(native), ending(soft))?;
     for difference in found {
-        writeln!(text, "  {:<24} {:<44} {:<44}", difference.what, difference.native, difference.soft)?;
+        writeln!(
+            text,
+            "  {:<24} {:<44} {:<44}",
+            difference.what, difference.native, difference.soft
+        )?;
     }
     if found.is_empty() {
         writeln!(text, "  no difference")?;
@@ -120,14 +127,20 @@ pub fn coverage(forms: &[Form], counts: &BTreeMap<usize, Count>, heading: &str) 
         let covered = of_family.iter().filter(|(_, count)| count.sequences > 0).count();
         text.push_str(&format!("\n## {family}: {covered} of {} forms\n\n", of_family.len()));
         text.push_str("| instruction | form | sequences |\n|---|---|---:|\n");
-        for ((_, mnemonic, form), count) in of_family.iter().filter(|(_, count)| count.sequences > 0) {
+        for ((_, mnemonic, form), count) in
+            of_family.iter().filter(|(_, count)| count.sequences > 0)
+        {
             text.push_str(&format!("| {mnemonic} | `{form}` | {} |\n", count.sequences));
         }
         let missing: Vec<_> = of_family.iter().filter(|(_, count)| count.sequences == 0).collect();
         if !missing.is_empty() {
             text.push_str("\nNot compared:\n\n");
             for ((_, _, form), count) in missing {
-                let why = if count.unknown > 0 { "the software processor raises #UD and names it" } else { "never reached" };
+                let why = if count.unknown > 0 {
+                    "the software processor raises #UD and names it"
+                } else {
+                    "never reached"
+                };
                 text.push_str(&format!("* `{form}`: {why}\n"));
             }
         }

@@ -67,7 +67,9 @@ impl Sequence {
         for item in &self.items {
             let here = base + encoder_position(&offsets, item, self);
             let instruction = match item.target {
-                Some(target) => lead(item.instruction, base + offsets[target.min(self.items.len())] as u64),
+                Some(target) => {
+                    lead(item.instruction, base + offsets[target.min(self.items.len())] as u64)
+                }
                 None => item.instruction,
             };
             encoder.encode(&instruction, here)?;
@@ -135,8 +137,12 @@ pub fn is_branch(instruction: &Instruction) -> bool {
 const CONDITIONS: u32 = RflagsBits::C0 | RflagsBits::C1 | RflagsBits::C2 | RflagsBits::C3;
 
 /// The six arithmetic flags.
-pub const ARITHMETIC: u32 =
-    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+pub const ARITHMETIC: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
 
 /// The flags an instruction looks at.
 #[must_use]
@@ -167,7 +173,9 @@ pub(crate) fn after(instruction: &Instruction, before: u32) -> u32 {
     let defined = instruction.rflags_modified() & !undefined;
     match instruction.mnemonic() {
         // These read C0 to C3 from memory, or set them all.
-        M::Frstor | M::Fldenv | M::Fxrstor | M::Fxrstor64 | M::Fninit | M::Fnsave => before & !CONDITIONS,
+        M::Frstor | M::Fldenv | M::Fxrstor | M::Fxrstor64 | M::Fninit | M::Fnsave => {
+            before & !CONDITIONS
+        }
         _ if may_do_nothing(instruction) => before | undefined,
         _ => before & !defined | undefined,
     }

@@ -65,13 +65,21 @@ impl State {
     /// All zero but for what a new process has.
     #[must_use]
     pub fn initial() -> Self {
-        Self { general: [0; 16], rip: 0, flags: 0x202, reserved: [0; 6], floating: FloatingState::initial() }
+        Self {
+            general: [0; 16],
+            rip: 0,
+            flags: 0x202,
+            reserved: [0; 6],
+            floating: FloatingState::initial(),
+        }
     }
 }
 
 /// The registers' names, in their order.
-pub const GENERAL_NAMES: [&str; 16] =
-    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+pub const GENERAL_NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15",
+];
 
 /// How a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +118,11 @@ impl Outcome {
     /// Room for one.
     #[must_use]
     pub fn blank() -> Self {
-        Self { ending: Ending::Endless, state: State::initial(), data: vec![0; DATA_BYTES].into_boxed_slice() }
+        Self {
+            ending: Ending::Endless,
+            state: State::initial(),
+            data: vec![0; DATA_BYTES].into_boxed_slice(),
+        }
     }
 }
 

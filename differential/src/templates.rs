@@ -55,10 +55,16 @@ fn fill(number: usize, bytes: usize) -> Box<[u8]> {
 fn line_of(random: &mut Random, flavour: usize, at: usize) -> [u8; 16] {
     let mut line = [0_u8; 16];
     match flavour {
-        0 | 1 => line.chunks_mut(8).for_each(|part| part.copy_from_slice(&values::integer(random).to_le_bytes())),
+        0 | 1 => line
+            .chunks_mut(8)
+            .for_each(|part| part.copy_from_slice(&values::integer(random).to_le_bytes())),
         2 => line.iter_mut().for_each(|byte| *byte = random.byte()),
-        3 => line.chunks_mut(4).for_each(|part| part.copy_from_slice(&values::single(random).to_le_bytes())),
-        4 => line.chunks_mut(8).for_each(|part| part.copy_from_slice(&values::double(random).to_le_bytes())),
+        3 => line
+            .chunks_mut(4)
+            .for_each(|part| part.copy_from_slice(&values::single(random).to_le_bytes())),
+        4 => line
+            .chunks_mut(8)
+            .for_each(|part| part.copy_from_slice(&values::double(random).to_le_bytes())),
         5 | 6 => {
             line[..10].copy_from_slice(&values::extended(random));
             line[10..].copy_from_slice(&values::integer(random).to_le_bytes()[..6]);
@@ -74,7 +80,9 @@ fn line_of(random: &mut Random, flavour: usize, at: usize) -> [u8; 16] {
         _ => {
             let target = data_address((at + random.index(256)) % DATA_BYTES);
             line[..8].copy_from_slice(&target.to_le_bytes());
-            line[8..].iter_mut().for_each(|byte| *byte = random.pick(&[0x00, 0x12, 0x34, 0x99, 0x80, 0x07]));
+            line[8..]
+                .iter_mut()
+                .for_each(|byte| *byte = random.pick(&[0x00, 0x12, 0x34, 0x99, 0x80, 0x07]));
         }
     }
     line
@@ -108,7 +116,11 @@ pub fn floating(random: &mut Random) -> FloatingState {
         0..=2 => 0x1f80,
         3 => 0x1f80 & !(0x80 << random.below(6)),
         4 => 0x1f80 | u32::from(random.byte()) << 8 & 0xff00,
-        _ => 0x1f80 | u32::from(random.byte() & 0x7f) | random.pick(&[0, 0x2000, 0x4000, 0x6000, 0x8000, 0x8040]),
+        _ => {
+            0x1f80
+                | u32::from(random.byte() & 0x7f)
+                | random.pick(&[0, 0x2000, 0x4000, 0x6000, 0x8000, 0x8040])
+        }
     };
     image.put(24, &mxcsr.to_le_bytes());
     image

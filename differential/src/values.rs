@@ -16,11 +16,18 @@ pub fn integer(random: &mut Random) -> u64 {
         4 => sign,
         5 => sign - 1,
         6 => sign.wrapping_neg(),
-        7 => random.pick(&[0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa, 0x0123_4567_89ab_cdef, 0x8080_8080_8080_8080]),
+        7 => random.pick(&[
+            0x5555_5555_5555_5555,
+            0xaaaa_aaaa_aaaa_aaaa,
+            0x0123_4567_89ab_cdef,
+            0x8080_8080_8080_8080,
+        ]),
         8 => 1 << random.below(64),
         9 => (1_u64 << random.below(64)).wrapping_sub(1),
         10 => random.below(70),
-        11 => random.pick(&[ones, sign, sign - 1, 0, 1]).wrapping_add(random.below(5)).wrapping_sub(2),
+        11 => {
+            random.pick(&[ones, sign, sign - 1, 0, 1]).wrapping_add(random.below(5)).wrapping_sub(2)
+        }
         12 => random.bits() & ones,
         13 => random.bits() >> random.below(64),
         _ => random.bits(),
@@ -42,7 +49,17 @@ pub fn single(random: &mut Random) -> u32 {
         6 => sign | 0x0080_0000 | anything & 3,
         7 => sign | 0x7f7f_ffff,
         8 => sign | 0x3f80_0000,
-        9 => sign | random.pick(&[0x4f00_0000, 0x4eff_ffff, 0x5f00_0000, 0x5eff_ffff, 0x4f80_0000, 0x3f00_0000, 0x3fc0_0000]),
+        9 => {
+            sign | random.pick(&[
+                0x4f00_0000,
+                0x4eff_ffff,
+                0x5f00_0000,
+                0x5eff_ffff,
+                0x4f80_0000,
+                0x3f00_0000,
+                0x3fc0_0000,
+            ])
+        }
         10 => (random.below(1000) as f32 / 4.0).to_bits() | sign,
         11 => sign | (100 + u32::from(bits[4] % 60)) << 23 | anything & 0x7f_ffff,
         12 => sign | (126 + u32::from(bits[4] % 34)) << 23 | anything & 0x7f_f000,
@@ -99,7 +116,9 @@ pub fn extended(random: &mut Random) -> [u8; 10] {
     let anything = random.bits();
     let sign = random.pick(&[0_u16, 0x8000]);
     let top = 1_u64 << 63;
-    let some_exponent = |random: &mut Random, low: u16, count: u64| low + u16::try_from(random.below(count)).unwrap_or(0);
+    let some_exponent = |random: &mut Random, low: u16, count: u64| {
+        low + u16::try_from(random.below(count)).unwrap_or(0)
+    };
     let (exponent, mantissa) = match random.below(20) {
         0 => (0, 0),
         1 => (0x7fff, top),
@@ -138,7 +157,7 @@ fn widen(value: f64) -> [u8; 10] {
         0 if fraction == 0 => (0, 0),
         0 => {
             let zeros = fraction.leading_zeros();
-            (0x3fff - 1022 - (zeros - 11) , fraction << zeros)
+            (0x3fff - 1022 - (zeros - 11), fraction << zeros)
         }
         0x7ff => (0x7fff, 1 << 63),
         biased => (u32::try_from(biased).unwrap_or(0) + 0x3fff - 1023, 1 << 63 | fraction << 11),
@@ -156,7 +175,9 @@ pub fn address(random: &mut Random, bytes: u64, low_only: bool, aligned: bool) -
     let low = low_only || random.percent(50);
     let (start, pages) = if low { (LOW, LOW_PAGES) } else { (HIGH, HIGH_PAGES) };
     let size = pages * PAGE;
-    let near = |random: &mut Random, edge: u64| edge.wrapping_add(random.below(2 * bytes + 1)).wrapping_sub(bytes + bytes / 2);
+    let near = |random: &mut Random, edge: u64| {
+        edge.wrapping_add(random.below(2 * bytes + 1)).wrapping_sub(bytes + bytes / 2)
+    };
     let mut offset = match random.below(100) {
         // Across the two pages' border.
         0..=7 => near(random, PAGE),

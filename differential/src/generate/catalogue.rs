@@ -92,7 +92,10 @@ impl FromStr for Family {
     type Err = NoSuchFamily;
 
     fn from_str(name: &str) -> Result<Self, NoSuchFamily> {
-        Self::ALL.into_iter().find(|family| family.name() == name).ok_or_else(|| NoSuchFamily(name.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|family| family.name() == name)
+            .ok_or_else(|| NoSuchFamily(name.to_owned()))
     }
 }
 
@@ -128,15 +131,22 @@ impl Form {
     pub fn name(&self) -> String {
         let text = self.code.op_code().instruction_string().to_owned();
         let text = if self.memory {
-            ["r/m", "mm/m", "xmm2/m", "xmm1/m", "xmm3/m", "mm2/m", "r64/m", "r32/m", "r16/m", "r8/m", "reg/m", "xmm/m"]
-                .iter()
-                .fold(text, |text, either| text.replace(either, "m"))
+            [
+                "r/m", "mm/m", "xmm2/m", "xmm1/m", "xmm3/m", "mm2/m", "r64/m", "r32/m", "r16/m",
+                "r8/m", "reg/m", "xmm/m",
+            ]
+            .iter()
+            .fold(text, |text, either| text.replace(either, "m"))
         } else {
             let mut text = text;
-            for either in ["xmm1/m", "xmm2/m", "xmm3/m", "mm2/m", "mm1/m", "mm/m", "r64/m", "r32/m", "r16/m", "r8/m", "reg/m"] {
+            for either in [
+                "xmm1/m", "xmm2/m", "xmm3/m", "mm2/m", "mm1/m", "mm/m", "r64/m", "r32/m", "r16/m",
+                "r8/m", "reg/m",
+            ] {
                 while let Some(at) = text.find(either) {
                     let register = either.len() - 2;
-                    let digits = text[at + either.len()..].chars().take_while(char::is_ascii_digit).count();
+                    let digits =
+                        text[at + either.len()..].chars().take_while(char::is_ascii_digit).count();
                     text.replace_range(at + register..at + either.len() + digits, "");
                 }
             }
@@ -259,7 +269,10 @@ fn family_of(code: Code, features: &Features) -> Option<Family> {
     let wants = |wanted: OpCodeOperandKind| kinds.contains(&wanted);
     if !matches!(code.encoding(), EncodingKind::Legacy) {
         let is_general = code.encoding() == EncodingKind::VEX
-            && code.cpuid_features().iter().all(|f| matches!(f, CpuidFeature::BMI1 | CpuidFeature::BMI2));
+            && code
+                .cpuid_features()
+                .iter()
+                .all(|f| matches!(f, CpuidFeature::BMI1 | CpuidFeature::BMI2));
         return is_general.then_some(Family::BitsLater);
     }
     // Operand sizes of near branches differ between makers; far ones and descriptor loads need the host's own tables.
@@ -271,14 +284,31 @@ fn family_of(code: Code, features: &Features) -> Option<Family> {
         || matches!(code, Code::Jmp_rm16 | Code::Jmp_rm32 | Code::Call_rm16 | Code::Call_rm32)
         || matches!(
             code,
-            Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664 | Code::Call_m1616 | Code::Call_m1632 | Code::Call_m1664
+            Code::Jmp_m1616
+                | Code::Jmp_m1632
+                | Code::Jmp_m1664
+                | Code::Call_m1616
+                | Code::Call_m1632
+                | Code::Call_m1664
         );
-    if is_odd_branch {
+    // Intel reads 16 bits for the first, AMD 32; the second is undefined. What waits first is two instructions.
+    if is_odd_branch || matches!(code, Code::Movsxd_r16_rm16 | Code::Bswap_r16) || info.fwait() {
         return None;
     }
     let refused = match mnemonic {
-        M::Cli | M::Clts | M::Hlt | M::In | M::Insb | M::Insd | M::Insw | M::Invd | M::Invlpg | M::Lgdt => true,
-        M::Lidt | M::Lldt | M::Lmsw | M::Ltr | M::Out | M::Outsb | M::Outsd | M::Outsw | M::Sti => true,
+        M::Cli
+        | M::Clts
+        | M::Hlt
+        | M::In
+        | M::Insb
+        | M::Insd
+        | M::Insw
+        | M::Invd
+        | M::Invlpg
+        | M::Lgdt => true,
+        M::Lidt | M::Lldt | M::Lmsw | M::Ltr | M::Out | M::Outsb | M::Outsd | M::Outsw | M::Sti => {
+            true
+        }
         M::Swapgs | M::Wbinvd | M::Ud0 | M::Ud1 | M::Ud2 | M::Int3 => true,
         M::Mov => wants(OpCodeOperandKind::cr_reg) || wants(OpCodeOperandKind::dr_reg),
         _ => false,
@@ -288,21 +318,48 @@ fn family_of(code: Code, features: &Features) -> Option<Family> {
     }
     let family = match mnemonic {
         // The host's own tables, or traps into its kernel, or another answer each time.
-        M::Lar | M::Lsl | M::Verr | M::Verw | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => return None,
-        M::Lfs | M::Lgs | M::Lss | M::Int | M::Int1 | M::Iret | M::Iretd | M::Iretq | M::Retf => return None,
+        M::Lar | M::Lsl | M::Verr | M::Verw | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => {
+            return None;
+        }
+        M::Lfs | M::Lgs | M::Lss | M::Int | M::Int1 | M::Iret | M::Iretd | M::Iretq | M::Retf => {
+            return None;
+        }
         M::Cpuid | M::Syscall | M::Sysenter | M::Reservednop => return None,
         // Clock, single steps and alignment checks hang on these bits: sequences push what they pop.
         M::Popf | M::Popfq => return None,
         // FS and GS are the host's.
         M::Pop if wants(OpCodeOperandKind::fs) || wants(OpCodeOperandKind::gs) => return None,
-        M::Shl | M::Shr | M::Sal | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => Family::Shifts,
+        M::Shl
+        | M::Shr
+        | M::Sal
+        | M::Sar
+        | M::Rol
+        | M::Ror
+        | M::Rcl
+        | M::Rcr
+        | M::Shld
+        | M::Shrd => Family::Shifts,
         M::Mul | M::Imul | M::Div | M::Idiv => Family::Multiply,
         M::Bt | M::Bts | M::Btr | M::Btc | M::Bsf | M::Bsr | M::Bswap => Family::Bits,
-        M::Movsb | M::Movsw | M::Movsq | M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => Family::Strings,
-        M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Scasb | M::Scasw | M::Scasd | M::Scasq => Family::Strings,
+        M::Movsb | M::Movsw | M::Movsq | M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => {
+            Family::Strings
+        }
+        M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Scasb | M::Scasw | M::Scasd | M::Scasq => {
+            Family::Strings
+        }
         M::Cmpsb | M::Cmpsw | M::Cmpsq => Family::Strings,
-        M::Movsd | M::Cmpsd if code.cpuid_features().contains(&CpuidFeature::INTEL386) => Family::Strings,
-        M::Push | M::Pop | M::Pushf | M::Pushfq | M::Call | M::Jmp | M::Ret | M::Enter | M::Leave => Family::Flow,
+        M::Movsd | M::Cmpsd if code.cpuid_features().contains(&CpuidFeature::INTEL386) => {
+            Family::Strings
+        }
+        M::Push
+        | M::Pop
+        | M::Pushf
+        | M::Pushfq
+        | M::Call
+        | M::Jmp
+        | M::Ret
+        | M::Enter
+        | M::Leave => Family::Flow,
         M::Loop | M::Loope | M::Loopne | M::Jecxz | M::Jrcxz => Family::Flow,
         _ if code.is_jcc_short_or_near() => Family::Flow,
         M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Xchg => Family::Atomics,
@@ -318,13 +375,26 @@ fn by_feature(code: Code) -> Family {
     let features = code.cpuid_features();
     let has = |wanted: &[F]| features.iter().any(|feature| wanted.contains(feature));
     let is_mmx = code.op_code().op_kinds().iter().any(|kind| {
-        matches!(kind, OpCodeOperandKind::mm_or_mem | OpCodeOperandKind::mm_reg | OpCodeOperandKind::mm_rm)
+        matches!(
+            kind,
+            OpCodeOperandKind::mm_or_mem | OpCodeOperandKind::mm_reg | OpCodeOperandKind::mm_rm
+        )
     });
     if is_mmx || has(&[F::MMX]) {
         Family::Mmx
     } else if has(&[F::FPU, F::FPU287, F::FPU387]) {
         Family::X87
-    } else if has(&[F::SSE3, F::SSSE3, F::SSE4_1, F::SSE4_2, F::SSE4A, F::AES, F::PCLMULQDQ, F::SHA, F::GFNI]) {
+    } else if has(&[
+        F::SSE3,
+        F::SSSE3,
+        F::SSE4_1,
+        F::SSE4_2,
+        F::SSE4A,
+        F::AES,
+        F::PCLMULQDQ,
+        F::SHA,
+        F::GFNI,
+    ]) {
         Family::SseLater
     } else if has(&[F::POPCNT, F::LZCNT, F::MOVBE, F::ADX, F::BMI1, F::BMI2]) {
         Family::BitsLater

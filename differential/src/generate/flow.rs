@@ -84,7 +84,10 @@ impl Draft<'_> {
             }
             (M::Loop | M::Loope | M::Loopne, _) if random.percent(50) => {
                 let narrow = random.percent(30);
-                self.load(1, random.below(20) + 1 | if narrow { values::integer(random) << 32 } else { 0 });
+                self.load(
+                    1,
+                    random.below(20) + 1 | if narrow { values::integer(random) << 32 } else { 0 },
+                );
                 let start = self.ahead(0);
                 self.mark(random);
                 if random.percent(50) {
@@ -187,4 +190,3 @@ fn looping(code: Code, narrow: bool) -> Code {
         (_, true) => Code::Loopne_rel8_64_ECX,
     }
 }
-

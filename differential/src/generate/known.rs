@@ -55,7 +55,10 @@ impl Known {
         for used in factory.info(instruction).used_registers() {
             let writes = matches!(
                 used.access(),
-                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+                OpAccess::Write
+                    | OpAccess::CondWrite
+                    | OpAccess::ReadWrite
+                    | OpAccess::ReadCondWrite
             );
             if writes && let Some(number) = number_of(used.register()) {
                 mask |= 1 << number;

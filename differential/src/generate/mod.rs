@@ -162,7 +162,10 @@ fn settle(items: Vec<Item>) -> Vec<Item> {
         }
         at
     };
-    items.into_iter().map(|item| Item { target: item.target.map(|at| whole(at, item.group)), ..item }).collect()
+    items
+        .into_iter()
+        .map(|item| Item { target: item.target.map(|at| whole(at, item.group)), ..item })
+        .collect()
 }
 
 /// The registers at the start.
@@ -184,7 +187,9 @@ fn initial(random: &mut Random, family: Family) -> State {
     state.general[4] = if random.percent(85) { stack & !7 } else { stack };
     let backwards = if family == Family::Strings { 40 } else { 8 };
     state.flags = 0x202 | random.bits() & 0x8d5 | if random.percent(backwards) { 0x400 } else { 0 };
-    if matches!(family, Family::Sse | Family::SseLater | Family::Mmx | Family::X87) || random.percent(5) {
+    if matches!(family, Family::Sse | Family::SseLater | Family::Mmx | Family::X87)
+        || random.percent(5)
+    {
         state.floating = templates::floating(random);
     }
     state

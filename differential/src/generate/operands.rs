@@ -79,7 +79,9 @@ fn register(kind: OpCodeOperandKind, random: &mut Random, known: &Known) -> Opti
                 Register::AL + if number < 4 { number } else { number + 4 }
             }
         }
-        K::r16_or_mem | K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode => Register::AX + general(random, known),
+        K::r16_or_mem | K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode => {
+            Register::AX + general(random, known)
+        }
         K::r32_or_mem | K::r32_reg | K::r32_reg_mem | K::r32_rm | K::r32_opcode | K::r32_vvvv => {
             Register::EAX + general(random, known)
         }
@@ -89,7 +91,13 @@ fn register(kind: OpCodeOperandKind, random: &mut Random, known: &Known) -> Opti
         K::mm_or_mem | K::mm_reg | K::mm_rm => any_of(random, Register::MM0, 8),
         K::xmm_or_mem | K::xmm_reg | K::xmm_rm => any_of(random, Register::XMM0, 16),
         K::seg_reg => random.pick(&[Register::DS, Register::ES, Register::SS]),
-        K::cr_reg => random.pick(&[Register::CR0, Register::CR2, Register::CR3, Register::CR4, Register::CR8]),
+        K::cr_reg => random.pick(&[
+            Register::CR0,
+            Register::CR2,
+            Register::CR3,
+            Register::CR4,
+            Register::CR8,
+        ]),
         K::dr_reg => random.pick(&[Register::DR0, Register::DR3, Register::DR6, Register::DR7]),
         K::es => Register::ES,
         K::cs => Register::CS,
@@ -110,14 +118,20 @@ fn register(kind: OpCodeOperandKind, random: &mut Random, known: &Known) -> Opti
 }
 
 /// String operands and the like, where the instruction itself says which registers make the address.
-fn implied(instruction: &mut Instruction, operand: u32, kind: OpCodeOperandKind, random: &mut Random) -> bool {
+fn implied(
+    instruction: &mut Instruction,
+    operand: u32,
+    kind: OpCodeOperandKind,
+    random: &mut Random,
+) -> bool {
     use OpCodeOperandKind as K;
     // One address size for all operands: the second follows the first.
     let narrow = if operand == 0 {
         random.percent(15)
     } else {
         matches!(instruction.op_kind(0), OpKind::MemoryESEDI | OpKind::MemorySegESI)
-            || !matches!(instruction.op_kind(0), OpKind::MemoryESRDI | OpKind::MemorySegRSI) && random.percent(15)
+            || !matches!(instruction.op_kind(0), OpKind::MemoryESRDI | OpKind::MemorySegRSI)
+                && random.percent(15)
     };
     let memory = match kind {
         K::seg_rSI => [OpKind::MemorySegRSI, OpKind::MemorySegESI],
@@ -263,7 +277,11 @@ fn with_registers(
         known.value(number).map(|value| (number, value))
     };
     let base = if random.percent(92) { candidate(random) } else { None };
-    let index = if random.percent(35) { candidate(random).filter(|(number, _)| *number != 4) } else { None };
+    let index = if random.percent(35) {
+        candidate(random).filter(|(number, _)| *number != 4)
+    } else {
+        None
+    };
     if base.is_none() && index.is_none() {
         return false;
     }
@@ -275,7 +293,12 @@ fn with_registers(
     let missing = target.wrapping_sub(sum).wrapping_sub(if through_gs { GS_BASE } else { 0 });
     let displacement = if narrow {
         let low = missing & 0xffff_ffff;
-        i64::from(i32::from_le_bytes([low as u8, (low >> 8) as u8, (low >> 16) as u8, (low >> 24) as u8]))
+        i64::from(i32::from_le_bytes([
+            low as u8,
+            (low >> 8) as u8,
+            (low >> 16) as u8,
+            (low >> 24) as u8,
+        ]))
     } else {
         let signed = missing.cast_signed();
         if i32::try_from(signed).is_err() {
@@ -296,7 +319,11 @@ fn with_registers(
         _ => 8,
     };
     instruction.set_memory_displ_size(size);
-    let written = if narrow { displacement.cast_unsigned() & 0xffff_ffff } else { displacement.cast_unsigned() };
+    let written = if narrow {
+        displacement.cast_unsigned() & 0xffff_ffff
+    } else {
+        displacement.cast_unsigned()
+    };
     instruction.set_memory_displacement64(written);
     if through_gs {
         instruction.set_segment_prefix(Register::GS);
@@ -321,6 +348,11 @@ fn wild(instruction: &mut Instruction, random: &mut Random) {
 /// A segment prefix that 64-bit mode ignores.
 fn maybe_segment(instruction: &mut Instruction, random: &mut Random) {
     if instruction.segment_prefix() == Register::None && random.percent(3) {
-        instruction.set_segment_prefix(random.pick(&[Register::DS, Register::ES, Register::CS, Register::SS]));
+        instruction.set_segment_prefix(random.pick(&[
+            Register::DS,
+            Register::ES,
+            Register::CS,
+            Register::SS,
+        ]));
     }
 }

@@ -4,7 +4,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 
 use super::known::{WIDE, number_of};
 use super::{Draft, operands};
-use crate::layout::{GS_BASE, HIGH};
+use crate::layout::{GS_BASE, HIGH, LOW, LOW_PAGES, PAGE};
 use crate::random::Random;
 use crate::values;
 
@@ -25,7 +25,9 @@ impl Draft<'_> {
         use Mnemonic as M;
         match instruction.mnemonic() {
             // 16-bit results of counts above 16 are undefined (Intel SDM vol. 2, SHLD).
-            M::Shld | M::Shrd if instruction.memory_size().size() == 2 || is_narrow(instruction) => {
+            M::Shld | M::Shrd
+                if instruction.memory_size().size() == 2 || is_narrow(instruction) =>
+            {
                 let count = u8::try_from(random.below(17)).unwrap_or(0) | random.byte() & 0xe0;
                 if instruction.op2_kind() == OpKind::Immediate8 {
                     instruction.set_immediate8(count);
@@ -33,38 +35,57 @@ impl Draft<'_> {
                     if uses(instruction, 1) {
                         return false;
                     }
-                    self.helper(Instruction::with2(Code::Mov_r8_imm8, Register::CL, u32::from(count)));
+                    self.helper(Instruction::with2(
+                        Code::Mov_r8_imm8,
+                        Register::CL,
+                        u32::from(count),
+                    ));
                 }
             }
-            M::Div | M::Idiv if random.percent(65) => return self.prepare_division(instruction, random),
+            M::Div | M::Idiv if random.percent(65) => {
+                return self.prepare_division(instruction, random);
+            }
             M::Bt | M::Bts | M::Btr | M::Btc => return self.prepare_bit(instruction, random),
             M::Cmpxchg if random.percent(50) => self.prepare_exchange(instruction),
-            M::Cmpxchg8b | M::Cmpxchg16b if random.percent(60) => self.prepare_pair(instruction, random),
-            M::Mov if instruction.op0_kind() == OpKind::Register && instruction.op0_register().is_segment_register() => {
+            M::Cmpxchg8b | M::Cmpxchg16b if random.percent(60) => {
+                self.prepare_pair(instruction, random)
+            }
+            M::Mov
+                if instruction.op0_kind() == OpKind::Register
+                    && instruction.op0_register().is_segment_register() =>
+            {
                 return self.prepare_selector(instruction, random);
             }
-            M::Ldmxcsr if random.percent(85) => {
-                let value = 0x1f80 | u32::from(random.byte() & 0x3f) | u32::from(random.byte() & 0xe0) << 8;
-                let value = if random.percent(15) { value & !(0x80 << random.below(6)) } else { value };
+            // Bit 17 is AMD's own; other reserved bits raise #GP everywhere.
+            M::Ldmxcsr => {
+                let value =
+                    0x1f80 | u32::from(random.byte() & 0x3f) | u32::from(random.byte() & 0xe0) << 8;
+                let value =
+                    if random.percent(15) { value & !(0x80 << random.below(6)) } else { value };
+                let value = if random.percent(5) { value | 0x40_0000 } else { value };
                 self.stage(instruction, Code::Mov_rm32_imm32, value, random);
             }
             M::Fldcw if random.percent(80) => {
                 let value = 0x7f | u32::from(random.byte() & 0x0f) << 8;
-                let value = if random.percent(20) { value & !(1 << random.below(6)) } else { value };
+                let value =
+                    if random.percent(20) { value & !(1 << random.below(6)) } else { value };
                 self.stage(instruction, Code::Mov_rm16_imm16, value, random);
             }
-            M::Fldenv | M::Frstor if random.percent(70) => self.prepare_environment(instruction, random),
+            M::Fldenv | M::Frstor if random.percent(70) => {
+                self.prepare_environment(instruction, random)
+            }
             M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64 => self.place(instruction, random, 16),
-            M::Fxrstor | M::Fxrstor64 if random.percent(90) => self.place(instruction, random, 512),
+            M::Fxrstor | M::Fxrstor64 => self.place(instruction, random, 512),
             M::Xlatb if random.percent(90) => {
                 let narrow = instruction.memory_base() == Register::EBX;
                 let address = values::address(random, 256, true, false);
-                self.load(3, if narrow { address | values::integer(random) << 32 } else { address });
+                self.load(
+                    3,
+                    if narrow { address | values::integer(random) << 32 } else { address },
+                );
             }
-            M::Maskmovq | M::Maskmovdqu if random.percent(95) => {
-                let narrow = instruction.op0_kind() == OpKind::MemorySegEDI;
-                self.load(7, values::address(random, 16, narrow, false));
-            }
+            // Whether bytes that the mask leaves out can fault is up to the processor (Intel SDM vol. 2, MASKMOVDQU).
+            M::Maskmovq | M::Maskmovdqu => self.load(7, LOW + random.below(LOW_PAGES * PAGE - 16)),
             M::Leave if random.percent(90) => self.load(5, values::address(random, 8, false, true)),
             M::Enter => {
                 instruction.set_immediate16(u16::from(random.byte() & 0x3f));
@@ -104,13 +125,19 @@ impl Draft<'_> {
 
     /// Puts the instruction's operand at a fixed address with room for the largest image.
     fn place(&mut self, instruction: &mut Instruction, random: &mut Random, aligned: u64) {
-        let address = crate::layout::LOW + random.below(0x1e00 / aligned + 1) * aligned;
+        let address = LOW + random.below(0x1e00 / aligned + 1) * aligned;
         instruction.set_segment_prefix(Register::None);
         operands::absolute(instruction, address, false);
     }
 
     /// Writes `value` where the instruction reads it.
-    fn stage(&mut self, instruction: &mut Instruction, code: Code, value: u32, random: &mut Random) {
+    fn stage(
+        &mut self,
+        instruction: &mut Instruction,
+        code: Code,
+        value: u32,
+        random: &mut Random,
+    ) {
         self.place(instruction, random, 4);
         self.helper(Instruction::with2(code, at(instruction.memory_displacement64()), value));
     }
@@ -151,7 +178,11 @@ impl Draft<'_> {
         if extend != Code::INVALID {
             self.helper(Ok(Instruction::with(extend)));
         } else if bytes == 1 {
-            self.helper(Instruction::with2(Code::Mov_r8_imm8, Register::AH, u32::try_from(random.below(3)).unwrap_or(0)));
+            self.helper(Instruction::with2(
+                Code::Mov_r8_imm8,
+                Register::AH,
+                u32::try_from(random.below(3)).unwrap_or(0),
+            ));
         } else {
             self.load(2, random.pick(&[0, 0, 0, 1, 7]));
         }
@@ -160,7 +191,10 @@ impl Draft<'_> {
 
     /// Bit offsets in registers reach memory far away: keep them near.
     fn prepare_bit(&mut self, instruction: &Instruction, random: &mut Random) -> bool {
-        if instruction.op0_kind() != OpKind::Memory || instruction.op1_kind() != OpKind::Register || random.percent(5) {
+        if instruction.op0_kind() != OpKind::Memory
+            || instruction.op1_kind() != OpKind::Register
+            || random.percent(5)
+        {
             return true;
         }
         let Some(number) = number_of(instruction.op1_register()) else { return true };
@@ -184,8 +218,9 @@ impl Draft<'_> {
         if !is_memory {
             return self.helper(Instruction::with2(load, accumulator, instruction.op0_register()));
         }
-        let uses_accumulator =
-            [instruction.memory_base(), instruction.memory_index()].into_iter().any(|part| number_of(part) == Some(0));
+        let uses_accumulator = [instruction.memory_base(), instruction.memory_index()]
+            .into_iter()
+            .any(|part| number_of(part) == Some(0));
         if !uses_accumulator {
             let mut made = *instruction;
             made.set_has_lock_prefix(false);
@@ -219,7 +254,8 @@ impl Draft<'_> {
         if number == 4 {
             return false;
         }
-        let selector = random.pick(&[0, 1, 2, 3, 0x28, 0x2b, 0x2b, 0x2b, 0x33, 0x83, 0x1007, 0xfff8]);
+        let selector =
+            random.pick(&[0, 1, 2, 3, 0x28, 0x2b, 0x2b, 0x2b, 0x33, 0x83, 0x1007, 0xfff8]);
         self.load(number, values::integer(random) & !0xffff | selector);
         true
     }
@@ -227,7 +263,8 @@ impl Draft<'_> {
     /// Addresses and a count for a string instruction.
     fn prepare_string(&mut self, instruction: &mut Instruction, random: &mut Random) {
         let kinds = [instruction.op0_kind(), instruction.op1_kind()];
-        let narrow = kinds.iter().any(|kind| matches!(kind, OpKind::MemoryESEDI | OpKind::MemorySegESI));
+        let narrow =
+            kinds.iter().any(|kind| matches!(kind, OpKind::MemoryESEDI | OpKind::MemorySegESI));
         let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
         let count = match random.below(20) {
             0 => 0,
@@ -241,9 +278,10 @@ impl Draft<'_> {
             self.load(1, count | bits);
         }
         let span = count.min(600) * instruction.memory_size().size() as u64;
-        for (number, mine) in
-            [(6, [OpKind::MemorySegRSI, OpKind::MemorySegESI]), (7, [OpKind::MemoryESRDI, OpKind::MemoryESEDI])]
-        {
+        for (number, mine) in [
+            (6, [OpKind::MemorySegRSI, OpKind::MemorySegESI]),
+            (7, [OpKind::MemoryESRDI, OpKind::MemoryESEDI]),
+        ] {
             if !kinds.iter().any(|kind| mine.contains(kind)) || random.percent(3) {
                 continue;
             }

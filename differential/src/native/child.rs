@@ -17,7 +17,8 @@ use std::sync::atomic::Ordering;
 
 use super::region::{CHILD, PARENT, Shared, futex_wait, futex_wake};
 use crate::layout::{
-    CODE, CODE_BYTES, CODE_STRIDE, DATA_BYTES, EXIT, GS_BASE, HIGH, HIGH_PAGES, LOW, LOW_PAGES, PAGE, SLOTS, TRAMPOLINE,
+    CODE, CODE_BYTES, CODE_STRIDE, DATA_BYTES, EXIT, GS_BASE, HIGH, HIGH_PAGES, LOW, LOW_PAGES,
+    PAGE, SLOTS, TRAMPOLINE,
 };
 use crate::state::{FX_MXCSR, State};
 use crate::templates;
@@ -149,7 +150,8 @@ fn map(address: u64, bytes: usize, protection: i32, memory: libc::c_int, offset:
     let at = std::ptr::without_provenance_mut(address as usize);
     let flags = kind | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE;
     // SAFETY: a new mapping that replaces none.
-    let mapped = unsafe { libc::mmap(at, bytes, protection, flags, memory, offset.cast_signed() as i64) };
+    let mapped =
+        unsafe { libc::mmap(at, bytes, protection, flags, memory, offset.cast_signed() as i64) };
     if mapped.addr() as u64 != address {
         give_up(71);
     }
@@ -173,10 +175,23 @@ unsafe fn settle(shared: *mut Shared, memory: libc::c_int) {
     let start = &raw const differential_trampoline;
     let length = (&raw const differential_trampoline_end).addr() - start.addr();
     // SAFETY: the bytes between the two symbols, into the page just mapped (they are fewer than it holds).
-    unsafe { copy_nonoverlapping(start, std::ptr::with_exposed_provenance_mut(TRAMPOLINE as usize), length) };
+    unsafe {
+        copy_nonoverlapping(
+            start,
+            std::ptr::with_exposed_provenance_mut(TRAMPOLINE as usize),
+            length,
+        )
+    };
     // SAFETY: the page is all ours.
-    unsafe { libc::mprotect(std::ptr::without_provenance_mut(TRAMPOLINE as usize), PAGE as usize, read | execute) };
-    let read_only: *mut u8 = std::ptr::with_exposed_provenance_mut((LOW + LOW_PAGES * PAGE) as usize);
+    unsafe {
+        libc::mprotect(
+            std::ptr::without_provenance_mut(TRAMPOLINE as usize),
+            PAGE as usize,
+            read | execute,
+        )
+    };
+    let read_only: *mut u8 =
+        std::ptr::with_exposed_provenance_mut((LOW + LOW_PAGES * PAGE) as usize);
     let contents = &templates::all().read_only;
     // SAFETY: one page, into the page just mapped.
     unsafe { copy_nonoverlapping(contents.as_ptr(), read_only, PAGE as usize) };
@@ -208,7 +223,9 @@ unsafe fn be_careful() {
     let alternate = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: STACK_BYTES };
     // SAFETY: the mapping above is for nothing else.
     unsafe { libc::sigaltstack(&raw const alternate, null_mut()) };
-    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGVTALRM] {
+    for signal in
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGVTALRM]
+    {
         // SAFETY: all zero is a valid action without flags.
         let mut action: libc::sigaction = unsafe { zeroed() };
         let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::ucontext_t) = on_signal;
@@ -224,7 +241,9 @@ unsafe fn be_careful() {
     let tick = libc::timeval { tv_sec: 0, tv_usec: TICK_MICROSECONDS };
     let timer = libc::itimerval { it_interval: tick, it_value: tick };
     // SAFETY: a timer of this process.
-    unsafe { libc::syscall(libc::SYS_setitimer, 1 /* ITIMER_VIRTUAL */, &raw const timer, 0) };
+    unsafe {
+        libc::syscall(libc::SYS_setitimer, 1 /* ITIMER_VIRTUAL */, &raw const timer, 0)
+    };
     // SAFETY: dies with its parent.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     filter_system_calls();
@@ -257,7 +276,9 @@ fn filter_system_calls() {
     // SAFETY: a promise about this process.
     unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     // SAFETY: the program lives until the call has copied it.
-    if unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) } != 0 {
+    if unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) }
+        != 0
+    {
         give_up(73);
     }
 }
@@ -312,7 +333,11 @@ extern "C" fn on_signal(signal: i32, _info: *mut libc::siginfo_t, context: *mut 
     control.output.flags = register(libc::REG_EFL);
     // SAFETY: the frame holds the 512 bytes that FXSAVE64 writes (arch/x86/include/uapi/asm/sigcontext.h).
     unsafe {
-        copy_nonoverlapping(machine.fpregs.cast::<u8>(), control.output.floating.0.as_mut_ptr(), 512);
+        copy_nonoverlapping(
+            machine.fpregs.cast::<u8>(),
+            control.output.floating.0.as_mut_ptr(),
+            512,
+        );
     }
     machine.gregs[libc::REG_RIP as usize] = LEAVE.cast_signed();
     machine.gregs[libc::REG_EFL as usize] = 0x202;
@@ -345,8 +370,9 @@ pub(super) unsafe fn live(shared: *mut Shared, memory: libc::c_int) -> ! {
     let high: *mut u8 = std::ptr::with_exposed_provenance_mut(HIGH as usize);
     let (low_bytes, high_bytes) = ((LOW_PAGES * PAGE) as usize, (HIGH_PAGES * PAGE) as usize);
     // SAFETY: the trampoline's first bytes are a function without arguments that keeps the callee's registers.
-    let enter: extern "C" fn() =
-        unsafe { std::mem::transmute(std::ptr::with_exposed_provenance::<()>(TRAMPOLINE as usize)) };
+    let enter: extern "C" fn() = unsafe {
+        std::mem::transmute(std::ptr::with_exposed_provenance::<()>(TRAMPOLINE as usize))
+    };
     // SAFETY: only atomics are behind the reference.
     let header = unsafe { &(*shared).header };
     loop {
@@ -389,5 +415,6 @@ pub(super) unsafe fn live(shared: *mut Shared, memory: libc::c_int) -> ! {
     }
 }
 
-const _: () = assert!(DATA_BYTES == ((LOW_PAGES + HIGH_PAGES) * PAGE) as usize, "both areas fit a slot");
+const _: () =
+    assert!(DATA_BYTES == ((LOW_PAGES + HIGH_PAGES) * PAGE) as usize, "both areas fit a slot");
 const _: () = assert!(FX_MXCSR == 24, "FXSAVE's layout");

@@ -115,8 +115,13 @@ impl Native {
     ///
     /// As [`Self::run`].
     pub fn is_sane(&mut self) -> Result<bool, NativeError> {
-        let empty =
-            Input { slot: 0, entry: 0, code: vec![0x90], state: crate::state::State::initial(), template: 0 };
+        let empty = Input {
+            slot: 0,
+            entry: 0,
+            code: vec![0x90],
+            state: crate::state::State::initial(),
+            template: 0,
+        };
         Ok(self.run(&empty)?.ending == Ending::Finished)
     }
 }

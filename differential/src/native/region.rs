@@ -106,7 +106,8 @@ impl Region {
         if address == libc::MAP_FAILED {
             return Err(refused("a shared mapping"));
         }
-        let mut region = Self { shared: address.cast(), memory, child: 0, written: [(0, CODE_BYTES); SLOTS] };
+        let mut region =
+            Self { shared: address.cast(), memory, child: 0, written: [(0, CODE_BYTES); SLOTS] };
         for slot in 0..SLOTS {
             region.slot_and_code(slot).1.fill(CODE_FILL);
             region.written[slot] = (0, 0);
@@ -252,7 +253,9 @@ pub fn with_end(code: &[u8]) -> Vec<u8> {
 pub(super) fn futex_wait(word: &AtomicU32, value: u32, nanoseconds: i64) {
     let limit = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
     // SAFETY: the word lives; the kernel only compares it. Shared between processes, so not private.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const limit) };
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const limit)
+    };
 }
 
 /// Wakes whoever sleeps on `word`.

@@ -70,7 +70,8 @@ pub(super) struct Guest {
 impl Guest {
     /// Lays everything out.
     pub(super) fn new() -> Result<Self, NativeError> {
-        let mut guest = Self { pages: Pages::new(FRAMES)?, next: 2, data: 0, code: 0, stack: 0, ends: [0; 2] };
+        let mut guest =
+            Self { pages: Pages::new(FRAMES)?, next: 2, data: 0, code: 0, stack: 0, ends: [0; 2] };
         let pages_of = |bytes: u64| usize::try_from(bytes / PAGE).unwrap_or(0);
         guest.data = guest.take(pages_of((LOW_PAGES + HIGH_PAGES) * PAGE));
         guest.code = guest.take(SLOTS * CODE_BYTES / 4096);
@@ -80,7 +81,11 @@ impl Guest {
         guest.stack = kernel + 3;
         guest.ends = [exit, kernel];
         for page in 0..LOW_PAGES {
-            guest.map(LOW + page * PAGE, guest.data + pages_of(page * PAGE), USER | WRITABLE | NO_EXECUTE);
+            guest.map(
+                LOW + page * PAGE,
+                guest.data + pages_of(page * PAGE),
+                USER | WRITABLE | NO_EXECUTE,
+            );
         }
         for page in 0..HIGH_PAGES {
             let frame = guest.data + pages_of((LOW_PAGES + page) * PAGE);

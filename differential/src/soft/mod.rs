@@ -7,17 +7,20 @@ mod guest;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use soft_cpu::cpu::{After, attend, cr0, cr4, efer, seg};
+use soft_cpu::cpu::{After, Cpu, attend, cr0, cr4, efer, seg};
 use soft_cpu::event::{Access, DeviceAccess};
 use soft_cpu::nested::{NestedPage, NestedRefusal, SecondStage};
 use soft_cpu::segment::{Segment, TableRegister};
 use soft_cpu::surroundings::{Refused, Surroundings};
+use soft_cpu::x87_state::Extended;
 use soft_cpu::{CodeMap, Processor, Stop};
 
-use crate::layout::{CODE_FILL, DATA_BYTES, EXIT, GS_BASE, SLOTS, USER_CODE, USER_STACK, code_of_slot};
+use crate::layout::{
+    CODE_FILL, DATA_BYTES, EXIT, GS_BASE, SLOTS, USER_CODE, USER_STACK, code_of_slot,
+};
 use crate::native::NativeError;
 use crate::native::region::with_end;
-use crate::state::{Ending, FX_MXCSR, FX_XMM, FloatingState, Input, Outcome, State};
+use crate::state::{Ending, FX_MXCSR, FX_STACK, FX_XMM, FloatingState, Input, Outcome, State};
 use crate::templates;
 use guest::{FRAMES, GDT, GDT_LIMIT, Guest, HANDLER_STRIDE, IDT, KERNEL, ROOT, STACK_TOP, TSS};
 
@@ -128,8 +131,12 @@ impl Soft {
         }
         let told = Arc::new(Told::default());
         let map = CodeMap::new(FRAMES, 1);
-        let mut processor =
-            Processor::new(Box::new(Quiet(told.clone())), Box::new(Flat(guest.clone())), map.clone(), 0);
+        let mut processor = Processor::new(
+            Box::new(Quiet(told.clone())),
+            Box::new(Flat(guest.clone())),
+            map.clone(),
+            0,
+        );
         let cpu = &mut processor.cpu;
         cpu.cr3 = ROOT;
         cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::UMIP;
@@ -145,7 +152,10 @@ impl Soft {
     /// Writes code where the processor may have decoded other code before.
     fn place(&mut self, input: &Input) {
         let whole = with_end(&input.code);
-        let before = std::mem::replace(&mut self.written[input.slot], (input.entry, input.entry + whole.len()));
+        let before = std::mem::replace(
+            &mut self.written[input.slot],
+            (input.entry, input.entry + whole.len()),
+        );
         let first = self.guest.code_frame(input.slot);
         self.guest.pages.write(first * 4096 + before.0, &vec![CODE_FILL; before.1 - before.0]);
         self.guest.pages.write(first * 4096 + input.entry, &whole);
@@ -208,7 +218,9 @@ impl Soft {
         outcome.ending = match stop {
             Stop::Knocked => Ending::Endless,
             _ if ends_here && cpu.rip == EXIT && cpu.cpl == 3 => Ending::Finished,
-            _ if ends_here && handler < 256 * HANDLER_STRIDE && cpu.cpl == 0 => self.exception(handler, state),
+            _ if ends_here && handler < 256 * HANDLER_STRIDE && cpu.cpl == 0 => {
+                self.exception(handler, state)
+            }
             _ => {
                 self.remark = format!("{stop:x?}");
                 Ending::Stopped
@@ -234,8 +246,18 @@ impl Soft {
     }
 }
 
-/// SSE (and x87, as far as there is one) from an FXSAVE image.
-fn load_floating(cpu: &mut soft_cpu::cpu::Cpu, image: &FloatingState) {
+/// x87 and SSE from an FXSAVE image.
+fn load_floating(cpu: &mut Cpu, image: &FloatingState) {
+    cpu.x87.initialise();
+    cpu.x87.control = image.word(0);
+    cpu.x87.set_status(image.word(2));
+    cpu.x87.occupied = image.0[4];
+    for number in 0..8 {
+        let at = FX_STACK + 16 * number;
+        let bytes: [u8; 10] = image.0[at..at + 10].try_into().unwrap_or_default();
+        let register = cpu.x87.top() + number & 7;
+        cpu.x87.registers[register] = Extended::from_bytes(bytes);
+    }
     cpu.mxcsr = image.mxcsr();
     for (number, register) in cpu.xmm.iter_mut().enumerate() {
         let at = FX_XMM + 16 * number;
@@ -245,7 +267,14 @@ fn load_floating(cpu: &mut soft_cpu::cpu::Cpu, image: &FloatingState) {
 }
 
 /// The same back.
-fn store_floating(cpu: &soft_cpu::cpu::Cpu, image: &mut FloatingState) {
+fn store_floating(cpu: &Cpu, image: &mut FloatingState) {
+    image.put(0, &cpu.x87.control.to_le_bytes());
+    image.put(2, &cpu.x87.status().to_le_bytes());
+    image.put(4, &[cpu.x87.occupied, 0]);
+    for number in 0..8 {
+        let register = cpu.x87.registers[cpu.x87.top() + number & 7];
+        image.put(FX_STACK + 16 * number, &register.to_bytes());
+    }
     image.put(FX_MXCSR, &cpu.mxcsr.to_le_bytes());
     for (number, register) in cpu.xmm.iter().enumerate() {
         image.put(FX_XMM + 16 * number, &register.to_le_bytes());
