@@ -330,8 +330,12 @@ impl Cpu {
             let (low, high) = self.large.unwrap_or((first, last));
             self.large = Some((low.min(first), high.max(last)));
         }
-        // Filled under the rights of whoever runs, never of a borrowed supervisor (descriptor tables).
-        if user == (self.cpl == 3) && !self.is_implicit && wrapped == address {
+        // Filled for whose rights were asked.
+        if self.is_implicit && wrapped == address {
+            if access == Access::Read {
+                self.reads.fill_supervisor(address, page.host);
+            }
+        } else if user == (self.cpl == 3) && wrapped == address {
             match access {
                 Access::Read => self.reads.fill(address, page.host),
                 Access::Write if linear.writable && page.writable => {
@@ -393,6 +397,10 @@ impl Cpu {
     /// Reads a descriptor or another structure of the system's: with the supervisor's rights, whatever
     /// the privilege level (Intel SDM vol. 3, "implicit supervisor-mode accesses").
     pub fn load_system<W: Width>(&mut self, address: u64) -> Result<u64, Raised> {
+        // What the supervisor may read with AC clear is what may be read here.
+        if let Some(host) = self.reads.hit_supervisor::<W>(address) {
+            return Ok(host.load::<W>());
+        }
         let mut value = 0;
         for index in 0..W::BYTES as u64 {
             // Byte by byte only across pages.

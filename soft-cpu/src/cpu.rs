@@ -652,10 +652,4 @@ impl Cpu {
             checker.forget_page(address);
         }
     }
-
-    /// Whether `access` at this privilege is a user's (for page-table permissions).
-    #[must_use]
-    pub(crate) fn is_user(&self, _access: Access) -> bool {
-        self.cpl == 3
-    }
 }

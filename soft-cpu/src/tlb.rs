@@ -51,9 +51,14 @@ impl Tlb {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
     fn index(&self, address: u64) -> usize {
-        ((address / PAGE) as usize & (ENTRIES - 1) | self.view) & (ENTRIES * VIEWS - 1)
+        Self::index_in(self.view, address)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
+    fn index_in(view: usize, address: u64) -> usize {
+        ((address / PAGE) as usize & (ENTRIES - 1) | view) & (ENTRIES * VIEWS - 1)
     }
 
     /// The host address, if the whole access lies in a page that is here.
@@ -65,7 +70,18 @@ impl Tlb {
     /// The same for any number of bytes from 1 to 4,096.
     #[inline(always)]
     pub(crate) fn hit_bytes(&self, address: u64, bytes: u64) -> Option<HostAddress> {
-        let entry = &self.entries[self.index(address)];
+        self.hit_at(self.index(address), address, bytes)
+    }
+
+    /// A hit for the supervisor, whoever runs.
+    pub(crate) fn hit_supervisor<W: Width>(&self, address: u64) -> Option<HostAddress> {
+        let index = Self::index_in(View::Supervisor as usize * ENTRIES, address);
+        self.hit_at(index, address, W::BYTES as u64)
+    }
+
+    #[inline(always)]
+    fn hit_at(&self, index: usize, address: u64, bytes: u64) -> Option<HostAddress> {
+        let entry = &self.entries[index];
         // The page of the last byte: when that is another page than the first one's, the entry, which
         // was chosen by the first, cannot have its tag.
         let last = address.wrapping_add(bytes - 1);
@@ -74,8 +90,17 @@ impl Tlb {
     }
 
     pub(crate) fn fill(&mut self, address: u64, page: HostPage) {
+        self.fill_at(self.index(address), address, page);
+    }
+
+    /// Fills the supervisor's, whoever runs.
+    pub(crate) fn fill_supervisor(&mut self, address: u64, page: HostPage) {
+        let index = Self::index_in(View::Supervisor as usize * ENTRIES, address);
+        self.fill_at(index, address, page);
+    }
+
+    fn fill_at(&mut self, index: usize, address: u64, page: HostPage) {
         let base = address & !(PAGE - 1);
-        let index = self.index(address);
         self.entries[index] = Entry { tag: base | self.epoch, addend: page.addend(base) };
     }
 

@@ -186,7 +186,8 @@ fn push_flags<W: Width>(cpu: &mut Cpu, _op: &Op) -> Done {
 /// What may change depends on the privilege (Intel SDM vol. 2, POPF). Interrupts may be on now: ends a trace.
 fn pop_flags<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     let popped = cpu.pop::<W>()?;
-    let mut keep = flags::VM | flags::RF | !0x3f_7fd5;
+    // Neither of the virtual interrupt flags (bits 19 and 20) can be set this way.
+    let mut keep = flags::VM | flags::RF | !0x27_7fd5;
     if cpu.is_protected() {
         if cpu.cpl > 0 {
             keep |= flags::IOPL;

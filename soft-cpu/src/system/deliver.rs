@@ -87,7 +87,13 @@ impl Cpu {
         error: Option<u32>,
         source: Source,
     ) -> Result<(), Raised> {
-        self.deliver_long(vector, error, source)?;
+        if !self.has_descriptors() {
+            self.deliver_real(vector)?;
+        } else if self.is_long() {
+            self.deliver_long(vector, error, source)?;
+        } else {
+            self.deliver_protected(vector, error, source)?;
+        }
         // The handler's first instruction is not preceded by a trap: TF was cleared on the way.
         self.attend |= attend::NO_TRAP;
         Ok(())

@@ -3,6 +3,7 @@
 mod control;
 pub mod cpuid;
 pub(crate) mod deliver;
+mod deliver_legacy;
 pub(crate) mod far;
 pub mod msr;
 mod ports;

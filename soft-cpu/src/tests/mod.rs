@@ -7,6 +7,7 @@ mod exchanges;
 mod kernel;
 mod legacy;
 mod mmx;
+mod modes;
 mod shifts_and_products;
 mod sse;
 mod strings;
