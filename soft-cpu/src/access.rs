@@ -126,7 +126,11 @@ impl Cpu {
     pub fn load128_at(&mut self, address: u64, segment: u8) -> Result<u128, Raised> {
         match self.reads.hit_bytes(address, 16) {
             Some(host) => Ok(host.load128()),
-            None => self.load128_slowly(address, segment),
+            None => {
+                // Not by way of the result: that would take the fast way through memory too.
+                self.load128_slowly(address, segment)?;
+                Ok(self.loaded128)
+            }
         }
     }
 
@@ -211,20 +215,24 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
-    fn load128_slowly(&mut self, address: u64, segment: u8) -> Result<u128, Raised> {
-        if room(address) >= 16 {
-            return match self.find(address, segment, Access::Read)? {
-                Target::Memory(page, _) => Ok(page.at(address).load128()),
+    fn load128_slowly(&mut self, address: u64, segment: u8) -> Result<(), Raised> {
+        let (low, high) = if room(address) >= 16 {
+            match self.find(address, segment, Access::Read)? {
+                Target::Memory(page, _) => {
+                    self.loaded128 = page.at(address).load128();
+                    return Ok(());
+                }
                 Target::Device(gpa) => {
                     let low = self.ask_device(gpa, 8, None)?;
-                    let high = self.ask_device(gpa.wrapping_add(8), 8, None)?;
-                    Ok(u128::from(low) | u128::from(high) << 64)
+                    (low, self.ask_device(gpa.wrapping_add(8), 8, None)?)
                 }
-            };
-        }
-        let low = self.load_at::<B8>(address, segment)?;
-        let high = self.load_at::<B8>(self.wrap(address, 8), segment)?;
-        Ok(u128::from(low) | u128::from(high) << 64)
+            }
+        } else {
+            let low = self.load_at::<B8>(address, segment)?;
+            (low, self.load_at::<B8>(self.wrap(address, 8), segment)?)
+        };
+        self.loaded128 = u128::from(low) | u128::from(high) << 64;
+        Ok(())
     }
 
     #[cold]

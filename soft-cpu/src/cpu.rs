@@ -276,6 +276,8 @@ pub struct Cpu {
     pub mxcsr: u32,
     /// The x87 unit; its registers are the MMX registers too.
     pub x87: X87,
+    /// What the last slow load of 16 bytes found.
+    pub(crate) loaded128: u128,
     /// Whether SSE instructions are refused: follows from CR0 and CR4 ([`Cpu::mode_changed`],
     /// [`Cpu::sse_changed`]).
     pub(crate) refuses_sse: bool,
@@ -350,6 +352,7 @@ impl Cpu {
             xmm: [0; 16],
             mxcsr: 0x1f80,
             x87: X87::new(),
+            loaded128: 0,
             refuses_sse: true,
             model: Model {
                 processors: u32::try_from(code.processors()).unwrap_or(u32::MAX),

@@ -46,6 +46,7 @@ fn permit(cpu: &mut Cpu) -> Done {
 /// Intel SDM vol. 3, "Exceptions and Conditions in CR0 and CR4 for SSE": emulation and a system that does not save
 /// the registers come before a task switch.
 #[cold]
+#[inline(never)]
 fn refuse(cpu: &mut Cpu) -> Raised {
     let undefined = cpu.cr0 & cr0::EM != 0 || cpu.cr4 & cr4::OSFXSR == 0;
     cpu.throw(if undefined { Exception::UNDEFINED } else { Exception::NO_DEVICE })
@@ -112,9 +113,15 @@ impl<W: Width> Source for General<W> {
 fn aligned(cpu: &mut Cpu, op: &Op) -> Result<u64, Raised> {
     let address = cpu.address(op);
     if !address.is_multiple_of(16) {
-        return Err(cpu.protect());
+        return Err(misaligned(cpu));
     }
     Ok(address)
+}
+
+#[cold]
+#[inline(never)]
+fn misaligned(cpu: &mut Cpu) -> Raised {
+    cpu.protect()
 }
 
 #[inline(always)]

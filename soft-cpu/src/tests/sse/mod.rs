@@ -1,5 +1,6 @@
 //! SSE and SSE2 against a naive evaluation, element by element.
 
+mod complete;
 mod exceptions;
 mod float;
 mod integer;
