@@ -166,10 +166,17 @@ fn may_do_nothing(instruction: &Instruction) -> bool {
     shifts || instruction.has_rep_prefix() || instruction.has_repne_prefix()
 }
 
+/// OF after a rotation through CF by more than one bit, even by a whole turn, which the decoder takes for none.
+fn rotated_overflow(instruction: &Instruction) -> u32 {
+    let through_carry = matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+    let is_one = instruction.op1_kind() == OpKind::Immediate8 && matches!(instruction.immediate8() & 63, 0 | 1);
+    if through_carry && !is_one { RflagsBits::OF } else { 0 }
+}
+
 /// The flags that mean nothing after the instruction, given those before.
 pub(crate) fn after(instruction: &Instruction, before: u32) -> u32 {
     use Mnemonic as M;
-    let undefined = instruction.rflags_undefined();
+    let undefined = instruction.rflags_undefined() | rotated_overflow(instruction);
     let defined = instruction.rflags_modified() & !undefined;
     match instruction.mnemonic() {
         // These read C0 to C3 from memory, or set them all.
