@@ -211,13 +211,24 @@ fn jump_if<C: Condition>(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
+/// Refuses targets that are no addresses, while the branch itself can still be blamed (Intel SDM vol. 2, "JMP",
+/// "CALL", "RET": #GP(0) before anything is changed).
+#[inline(always)]
+fn allow(cpu: &mut Cpu, target: u64) -> Done {
+    if cpu.is_canonical(target) { Ok(()) } else { Err(cpu.protect()) }
+}
+
 fn jump_register<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
-    cpu.rip = cpu.get::<W>(op.src);
+    let target = cpu.get::<W>(op.src);
+    allow(cpu, target)?;
+    cpu.rip = target;
     Ok(())
 }
 
 fn jump_memory<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
-    cpu.rip = cpu.load::<W>(op)?;
+    let target = cpu.load::<W>(op)?;
+    allow(cpu, target)?;
+    cpu.rip = target;
     Ok(())
 }
 
@@ -237,6 +248,7 @@ fn call<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 
 fn call_register<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     let target = cpu.get::<W>(op.src);
+    allow(cpu, target)?;
     let back = after(cpu, op);
     cpu.push::<W>(back)?;
     cpu.rip = target;
@@ -245,6 +257,7 @@ fn call_register<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 
 fn call_memory<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     let target = cpu.load::<W>(op)?;
+    allow(cpu, target)?;
     let back = after(cpu, op);
     cpu.push::<W>(back)?;
     cpu.rip = target;
@@ -253,7 +266,9 @@ fn call_memory<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 
 fn ret64(cpu: &mut Cpu, op: &Op) -> Done {
     let rsp = cpu.gpr[reg::RSP];
-    cpu.rip = cpu.load_at::<B8>(rsp, slot::FLAT_STACK)?;
+    let target = cpu.load_at::<B8>(rsp, slot::FLAT_STACK)?;
+    allow(cpu, target)?;
+    cpu.rip = target;
     cpu.gpr[reg::RSP] = rsp.wrapping_add(8).wrapping_add(op.imm);
     Ok(())
 }

@@ -179,7 +179,7 @@ fn fill_memory(instruction: &Instruction, op: &mut Op, place: &Place) -> Option<
         (Register::RIP, _, _) => 0,
         (Register::None, Register::None, size) => match size {
             2 => 48,
-            4 if place.code_size != CodeSize::Bits64 => 32,
+            4 => 32,
             _ => 0,
         },
         (register, Register::None, _) | (_, register, _) => match register.size() {
