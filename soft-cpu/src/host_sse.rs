@@ -124,6 +124,29 @@ macro_rules! signs {
 
 signs! { Pmovmskb "pmovmskb" Movmskps "movmskps" Movmskpd "movmskpd" }
 
+/// What an instruction calculates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arithmetic {
+    Add = 0,
+    Multiply = 1,
+    Subtract = 4,
+    Divide = 6,
+    /// A number of 8 bytes becomes one of 4.
+    Narrow,
+}
+
+/// The elements an instruction works on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lanes {
+    pub(crate) operation: Arithmetic,
+    /// Bytes of an operand.
+    pub(crate) from: u32,
+    /// Bytes of a result.
+    pub(crate) to: u32,
+    /// How many.
+    pub(crate) count: u32,
+}
+
 /// An instruction that looks at MXCSR.
 pub(crate) trait Float: 'static {
     /// The old destination, if it matters.
@@ -132,6 +155,15 @@ pub(crate) trait Float: 'static {
     type Source: Copy;
     /// The new destination.
     type Result;
+
+    /// What is calculated in which elements, if the result can be too large or too small for them, and the two
+    /// operands.
+    fn lanes(
+        _destination: Self::Destination,
+        _source: Self::Source,
+    ) -> Option<(Lanes, u128, u128)> {
+        None
+    }
 
     /// The result, and what was flagged, under the modes of `control`: of that every exception must be masked, and no
     /// flag set.
@@ -161,12 +193,19 @@ macro_rules! under {
 static HOST_MXCSR: u32 = HOST;
 
 macro_rules! floats {
-    ($($name:ident $text:literal $($predicate:literal)?)*) => {$(
+    ($($name:ident $text:literal $($predicate:literal)? $([$operation:ident $from:literal $to:literal $count:literal])?)*) => {$(
         pub(crate) struct $name;
         impl Float for $name {
             type Destination = u128;
             type Source = u128;
             type Result = u128;
+
+            $(
+                fn lanes(destination: u128, source: u128) -> Option<(Lanes, u128, u128)> {
+                    let operation = Arithmetic::$operation;
+                    Some((Lanes { operation, from: $from, to: $to, count: $count }, destination, source))
+                }
+            )?
 
             #[inline(always)]
             fn apply(control: u32, destination: u128, source: u128) -> (u128, u32) {
@@ -184,17 +223,17 @@ macro_rules! floats {
 }
 
 floats! {
-    Addps "addps" Addpd "addpd" Addss "addss" Addsd "addsd"
-    Subps "subps" Subpd "subpd" Subss "subss" Subsd "subsd"
-    Mulps "mulps" Mulpd "mulpd" Mulss "mulss" Mulsd "mulsd"
-    Divps "divps" Divpd "divpd" Divss "divss" Divsd "divsd"
+    Addps "addps" [Add 4 4 4] Addpd "addpd" [Add 8 8 2] Addss "addss" [Add 4 4 1] Addsd "addsd" [Add 8 8 1]
+    Subps "subps" [Subtract 4 4 4] Subpd "subpd" [Subtract 8 8 2] Subss "subss" [Subtract 4 4 1] Subsd "subsd" [Subtract 8 8 1]
+    Mulps "mulps" [Multiply 4 4 4] Mulpd "mulpd" [Multiply 8 8 2] Mulss "mulss" [Multiply 4 4 1] Mulsd "mulsd" [Multiply 8 8 1]
+    Divps "divps" [Divide 4 4 4] Divpd "divpd" [Divide 8 8 2] Divss "divss" [Divide 4 4 1] Divsd "divsd" [Divide 8 8 1]
     Minps "minps" Minpd "minpd" Minss "minss" Minsd "minsd"
     Maxps "maxps" Maxpd "maxpd" Maxss "maxss" Maxsd "maxsd"
     Sqrtps "sqrtps" Sqrtpd "sqrtpd" Sqrtss "sqrtss" Sqrtsd "sqrtsd"
     Rcpps "rcpps" Rcpss "rcpss" Rsqrtps "rsqrtps" Rsqrtss "rsqrtss"
     Cvtdq2ps "cvtdq2ps" Cvtps2dq "cvtps2dq" Cvttps2dq "cvttps2dq"
     Cvtdq2pd "cvtdq2pd" Cvtpd2dq "cvtpd2dq" Cvttpd2dq "cvttpd2dq"
-    Cvtps2pd "cvtps2pd" Cvtpd2ps "cvtpd2ps" Cvtss2sd "cvtss2sd" Cvtsd2ss "cvtsd2ss"
+    Cvtps2pd "cvtps2pd" Cvtpd2ps "cvtpd2ps" [Narrow 8 4 2] Cvtss2sd "cvtss2sd" Cvtsd2ss "cvtsd2ss" [Narrow 8 4 1]
 }
 
 /// One kind of `cmpps` and its like, with its eight predicates.

@@ -2,9 +2,10 @@
 
 use iced_x86::{Code, Instruction};
 
+use super::unmasked::calculate_unmasked;
 use super::{Aligned, Register, Short, Source, from_either, get, imm8, permit, set};
-use crate::cpu::{Cpu, cr4};
-use crate::event::{Exception, Raised};
+use crate::cpu::Cpu;
+use crate::event::Raised;
 use crate::flags::{CF, Flags, PF, ZF};
 use crate::host_sse::{self as host, Compare, Float, mxcsr};
 use crate::op::{Done, Handler, Op};
@@ -134,34 +135,4 @@ pub(super) fn calculate<O: Float>(
     let (result, flagged) = O::apply(cpu.mxcsr & !mxcsr::FLAGS, destination, source);
     cpu.mxcsr |= flagged;
     Ok(result)
-}
-
-/// The same where some exception is not masked (Intel SDM vol. 1, "Handling SIMD Floating-Point Exceptions in
-/// Software" and "Interaction of SIMD and x87 FPU Floating-Point Exceptions").
-#[cold]
-#[inline(never)]
-fn calculate_unmasked<O: Float>(
-    cpu: &mut Cpu,
-    destination: O::Destination,
-    source: O::Source,
-) -> Result<O::Result, Raised> {
-    /// Found before anything is calculated.
-    const BEFORE: u32 = mxcsr::IE | mxcsr::DE | mxcsr::ZE;
-    let unmasked = !(cpu.mxcsr >> mxcsr::TO_MASK) & mxcsr::FLAGS;
-    let modes = cpu.mxcsr & (mxcsr::ROUNDING | mxcsr::DAZ) | mxcsr::ALL_MASKED;
-    // Tiny results become zeroes only where underflow is masked.
-    let flush = if unmasked & mxcsr::UE == 0 { cpu.mxcsr & mxcsr::FTZ } else { 0 };
-    let (result, mut flagged) = O::apply(modes | flush, destination, source);
-    if flagged & unmasked & BEFORE != 0 {
-        flagged &= BEFORE;
-    } else if unmasked & mxcsr::UE != 0 {
-        // Masked, a tiny result is an underflow only if it is inexact too; flushing makes each one flagged.
-        flagged |= O::apply(modes | mxcsr::FTZ, destination, source).1 & mxcsr::UE;
-    }
-    cpu.mxcsr |= flagged;
-    if flagged & unmasked == 0 {
-        return Ok(result);
-    }
-    let names_it = cpu.cr4 & cr4::OSXMMEXCPT != 0;
-    Err(cpu.throw(if names_it { Exception::SIMD } else { Exception::UNDEFINED }))
 }

@@ -8,6 +8,7 @@ mod float;
 mod integer;
 mod moves;
 mod shuffle;
+mod unmasked;
 
 use std::marker::PhantomData;
 

@@ -150,3 +150,34 @@ fn the_payload_of_a_nan_survives() {
     );
     assert_eq!(made, 0xfff8_0000_0000_0000, "the indefinite");
 }
+
+#[test]
+fn an_overflow_that_is_not_masked_is_inexact_only_if_rounding_alone_lost_something() {
+    let code = |c: &mut CodeAssembler| c.mulpd(xmm1, xmm9);
+    let masked = ALL_MASKED;
+    let unmasked = masked & !(OE << TO_MASK);
+    let third = f64::from_bits(0x3fd5_5555_5555_5555);
+    // A power of two times another, beside a product that needs no rounding.
+    let (a, b) = (of_doubles([2f64.powi(1000), 1.5]), of_doubles([2f64.powi(1000), 1.5]));
+    assert_eq!(under(masked, a, b, code).2, masked | OE | PE);
+    assert_eq!(under(unmasked, a, b, code), (Some(19), a, unmasked | OE));
+    // The other element was rounded.
+    let (a, b) = (of_doubles([2f64.powi(1000), third]), of_doubles([2f64.powi(1000), third]));
+    assert_eq!(under(unmasked, a, b, code), (Some(19), a, unmasked | OE | PE));
+    // The one that overflows was rounded.
+    let (a, b) = (of_doubles([f64::MAX, 0.0]), of_doubles([f64::MAX, 0.0]));
+    assert_eq!(under(unmasked, a, b, code), (Some(19), a, unmasked | OE | PE));
+}
+
+#[test]
+fn an_underflow_that_is_not_masked_is_inexact_only_if_rounding_alone_lost_something() {
+    let masked = ALL_MASKED;
+    let unmasked = masked & !(UE << TO_MASK);
+    let code = |c: &mut CodeAssembler| c.cvtpd2ps(xmm1, xmm9);
+    // Below the smallest normal single: 24 bits are kept if exponents have no limit, fewer if they have.
+    let tiny = |significand: f64| of_doubles([significand * 2f64.powi(-140), 1.0]);
+    let some = f64::from(0x00ff_ffffu32) / f64::from(1u32 << 23);
+    assert_eq!(under(masked, 0, tiny(some), code).2, masked | UE | PE);
+    assert_eq!(under(unmasked, 7, tiny(some), code), (Some(19), 7, unmasked | UE));
+    assert_eq!(under(unmasked, 7, tiny(1.0 / 3.0), code), (Some(19), 7, unmasked | UE | PE));
+}

@@ -103,7 +103,7 @@ fn comparisons_averages_and_extremes_are_taken_in_each_element() {
     agrees!(guest, pminub, |a, b| each(u8s(a), u8s(b), u8::min).together());
     agrees!(guest, pmaxsw, |a, b| each(i16s(a), i16s(b), i16::max).together());
     agrees!(guest, pavgw, |a, b| each(u16s(a), u16s(b), |a, b| {
-        u16::try_from((u32::from(a) + u32::from(b) + 1) / 2).unwrap()
+        u16::try_from((u32::from(a) + u32::from(b)).div_ceil(2)).unwrap()
     })
     .together());
 }
