@@ -96,7 +96,7 @@ impl Flags {
     #[inline(always)]
     #[must_use]
     pub fn with_carry(self, carry: bool) -> Self {
-        self.with_carry_and_overflow(carry, self.overflow())
+        self.keep_carry_of(Self { result: 0, carries: u32::from(carry) << 31 })
     }
 
     /// The same flags, but with the CF of `before`: OF stays.

@@ -80,6 +80,14 @@ impl HostAddress {
         Self(self.0 + bytes)
     }
 
+    /// `bytes` further on, or back when it is negative (as 64 bits); in the same page.
+    #[inline(always)]
+    pub(crate) fn moved(self, bytes: u64) -> Self {
+        let moved = Self(self.0.wrapping_add(bytes));
+        debug_assert_eq!(moved.0 / PAGE, self.0 / PAGE);
+        moved
+    }
+
     /// Reads.
     #[inline(always)]
     #[must_use]

@@ -140,7 +140,7 @@ fn compare_exchange_16(cpu: &mut Cpu, op: &Op) -> Done {
     };
     let (expected, new) = (of(cpu, reg::RDX, reg::RAX), of(cpu, reg::RCX, reg::RBX));
     let address = cpu.address(op);
-    if address % 16 != 0 {
+    if !address.is_multiple_of(16) {
         return Err(cpu.protect());
     }
     let old = cpu.compare_exchange_wide(address, op.segment, expected, new)?;

@@ -2,10 +2,10 @@
 //!
 //! # How a repetition is done
 //!
-//! Upwards, `movs` and `stos` go page by page: one translation, then one repeated instruction of the host's. Everything
-//! else, and what a page by page cannot do (an element across two pages, a device, code), goes element by
-//! element. After each piece the registers say how far it got, so a fault leaves them exact, and after some
-//! 4 KiB the handler ends with [`Event::Interrupted`]: the loop looks at interrupts and knocks, and comes back.
+//! Page by page: one translation, then one repeated instruction of the host's, or a loop. What pages cannot do (an
+//! element across two of them, a device, code) goes element by element. After each piece the registers say
+//! how far it got, so a fault leaves them exact, and after some 4 KiB the handler ends with
+//! [`Event::Interrupted`]: the loop looks at interrupts and knocks, and comes back.
 //!
 //! # Overlap
 //!
@@ -20,13 +20,16 @@ use crate::access::room;
 use crate::cpu::{Cpu, reg};
 use crate::event::{Access, Event, Raised};
 use crate::flags::{self, DF};
+use crate::guest_memory::PAGE;
 use crate::op::{Done, Op};
 use crate::width::Width;
 
 /// Bytes that one call moves, about.
 const BULK: u64 = 4096;
 /// Elements that one call looks at one by one.
-const ELEMENTS: u32 = 1024;
+const ELEMENTS: u32 = 512;
+/// What a piece costs at least, in elements: one that could not be done in its page is slow.
+const SLOW: u64 = 8;
 
 pub(super) fn lower(i: &Instruction, op: &mut Op, place: &Place) -> Option<Found> {
     let repeated = i.has_rep_prefix() || i.has_repne_prefix();
@@ -159,12 +162,18 @@ pub(super) fn count_down(cpu: &mut Cpu, op: &Op, elements: u64) {
     advance(cpu, op, reg::RCX, elements.wrapping_neg());
 }
 
-/// Whole elements upwards from `address` in its page, before the offset in `register` wraps: 0 when the first crosses
-/// the page's end.
+/// Whole elements from `address` on in its page, before the offset in `register` wraps: 0 when the first crosses the
+/// page's end.
 #[inline(always)]
 fn whole_elements<W: Width>(cpu: &Cpu, op: &Op, register: usize, address: u64) -> u64 {
-    let before_wrap = (mask(op) - (cpu.gpr[register] & mask(op))).saturating_add(1);
-    room(address).min(before_wrap) / W::BYTES as u64
+    let bytes = W::BYTES as u64;
+    let offset = cpu.gpr[register] & mask(op);
+    let before_wrap = (mask(op) - offset).saturating_add(1);
+    let above = room(address).min(before_wrap) / bytes;
+    if cpu.has(DF) && above > 0 {
+        return (address % PAGE).min(offset) / bytes + 1;
+    }
+    above
 }
 
 /// Stops between two elements: the registers say where to go on.
@@ -282,43 +291,17 @@ pub(super) fn repeat(cpu: &mut Cpu, op: &Op, element: impl Fn(&mut Cpu, &Op) -> 
     if left(cpu, op) == 0 { Ok(()) } else { pause(cpu) }
 }
 
-/// Element after element, while ZF is as the prefix wants it.
-#[inline(always)]
-fn repeat_while(cpu: &mut Cpu, op: &Op, element: impl Fn(&mut Cpu, &Op) -> Done) -> Done {
-    let wanted = op.extra != 0;
-    for _ in 0..ELEMENTS {
-        if left(cpu, op) == 0 {
-            return Ok(());
-        }
-        element(cpu, op)?;
-        count_down(cpu, op, 1);
-        if cpu.flags.zero() != wanted {
-            return Ok(());
-        }
-        if retire(cpu) {
-            break;
-        }
-    }
-    if left(cpu, op) == 0 { Ok(()) } else { pause(cpu) }
-}
-
 fn repeat_lods<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     repeat(cpu, op, load_element::<W>)
 }
 
-fn repeat_scas<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
-    repeat_while(cpu, op, scan_element::<W>)
-}
-
-fn repeat_cmps<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
-    repeat_while(cpu, op, compare_element::<W>)
-}
-
-/// Piece after piece: `piece` does at least one element and at most so many as it is told, and says how many.
+/// Piece after piece: `piece` does at least one element and at most so many as it is told, and says how many. With
+/// `conditional`, only while ZF is as the prefix wants it.
 #[inline(always)]
 fn repeat_pieces<W: Width>(
     cpu: &mut Cpu,
     op: &Op,
+    conditional: bool,
     piece: impl Fn(&mut Cpu, &Op, u64) -> Result<u64, Raised>,
 ) -> Done {
     let mut budget = BULK / W::BYTES as u64;
@@ -329,8 +312,8 @@ fn repeat_pieces<W: Width>(
         }
         let done = piece(cpu, op, count.min(budget))?;
         count_down(cpu, op, done);
-        budget -= done;
-        if count == done {
+        budget = budget.saturating_sub(done.max(SLOW));
+        if count == done || conditional && cpu.flags.zero() != (op.extra != 0) {
             return Ok(());
         }
         if budget == 0 || retire(cpu) {
@@ -340,10 +323,7 @@ fn repeat_pieces<W: Width>(
 }
 
 fn repeat_movs<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
-    if cpu.has(DF) {
-        return repeat(cpu, op, move_element::<W>);
-    }
-    repeat_pieces::<W>(cpu, op, |cpu, op, most| {
+    repeat_pieces::<W>(cpu, op, false, |cpu, op, most| {
         let (from, to) = (source(cpu, op), destination(cpu, op));
         let elements = most
             .min(whole_elements::<W>(cpu, op, reg::RSI, from))
@@ -353,12 +333,19 @@ fn repeat_movs<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
             && let Some(write) = cpu.page_for(to, op.src, Access::Write)?
         {
             let above = write.minus(read);
-            if W::BYTES == 1 || above == 0 || above >= W::BYTES as u64 {
+            let apart = W::BYTES == 1 || above == 0 || above >= W::BYTES as u64;
+            if apart && !cpu.has(DF) {
                 write.copy_from(read, elements * W::BYTES as u64);
-                advance_source::<W>(cpu, op, elements);
-                advance_destination::<W>(cpu, op, elements);
-                return Ok(elements);
+            } else {
+                let step = step::<W>(cpu);
+                for index in 0..elements {
+                    let by = step.wrapping_mul(index);
+                    write.moved(by).store::<W>(read.moved(by).load::<W>());
+                }
             }
+            advance_source::<W>(cpu, op, elements);
+            advance_destination::<W>(cpu, op, elements);
+            return Ok(elements);
         }
         move_element::<W>(cpu, op)?;
         Ok(1)
@@ -366,20 +353,81 @@ fn repeat_movs<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 }
 
 fn repeat_stos<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
-    if cpu.has(DF) {
-        return repeat(cpu, op, store_element::<W>);
-    }
-    repeat_pieces::<W>(cpu, op, |cpu, op, most| {
+    repeat_pieces::<W>(cpu, op, false, |cpu, op, most| {
         let to = destination(cpu, op);
         let elements = most.min(whole_elements::<W>(cpu, op, reg::RDI, to));
         if elements > 1
             && let Some(write) = cpu.page_for(to, op.src, Access::Write)?
         {
-            write.fill::<W>(cpu.get::<W>(0), elements);
+            // Downwards, too: nobody reads in between.
+            let down = if cpu.has(DF) { step::<W>(cpu).wrapping_mul(elements - 1) } else { 0 };
+            write.moved(down).fill::<W>(cpu.get::<W>(0), elements);
             advance_destination::<W>(cpu, op, elements);
             return Ok(elements);
         }
         store_element::<W>(cpu, op)?;
+        Ok(1)
+    })
+}
+
+/// Compares elements of pages that are at hand, while ZF is as the prefix wants it: `pair` reads both of those that
+/// are so many bytes from the first. Says how many were compared, and leaves the flags of the last.
+#[inline(always)]
+fn compare_in_pages<W: Width>(
+    cpu: &mut Cpu,
+    op: &Op,
+    elements: u64,
+    pair: impl Fn(u64) -> (u64, u64),
+) -> u64 {
+    let (wanted, step) = (op.extra != 0, step::<W>(cpu));
+    let (mut done, mut by) = (0, 0u64);
+    loop {
+        let (a, b) = pair(by);
+        done += 1;
+        by = by.wrapping_add(step);
+        if (a == b) != wanted || done == elements {
+            cpu.flags = flags::subtract::<W>(a, b, false).1;
+            return done;
+        }
+    }
+}
+
+fn repeat_scas<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    repeat_pieces::<W>(cpu, op, true, |cpu, op, most| {
+        let at = destination(cpu, op);
+        let elements = most.min(whole_elements::<W>(cpu, op, reg::RDI, at));
+        if elements > 0
+            && let Some(host) = cpu.page_for(at, op.src, Access::Read)?
+        {
+            let wanted = cpu.get::<W>(0);
+            let done =
+                compare_in_pages::<W>(cpu, op, elements, |by| (wanted, host.moved(by).load::<W>()));
+            advance_destination::<W>(cpu, op, done);
+            return Ok(done);
+        }
+        scan_element::<W>(cpu, op)?;
+        Ok(1)
+    })
+}
+
+fn repeat_cmps<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    repeat_pieces::<W>(cpu, op, true, |cpu, op, most| {
+        let (first, second) = (source(cpu, op), destination(cpu, op));
+        let elements = most
+            .min(whole_elements::<W>(cpu, op, reg::RSI, first))
+            .min(whole_elements::<W>(cpu, op, reg::RDI, second));
+        if elements > 0
+            && let Some(a) = cpu.page_for(first, op.segment, Access::Read)?
+            && let Some(b) = cpu.page_for(second, op.src, Access::Read)?
+        {
+            let done = compare_in_pages::<W>(cpu, op, elements, |by| {
+                (a.moved(by).load::<W>(), b.moved(by).load::<W>())
+            });
+            advance_source::<W>(cpu, op, done);
+            advance_destination::<W>(cpu, op, done);
+            return Ok(done);
+        }
+        compare_element::<W>(cpu, op)?;
         Ok(1)
     })
 }

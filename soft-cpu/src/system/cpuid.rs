@@ -43,6 +43,7 @@ const HYPERVISOR: u32 = 0x4000_0000;
 mod leaf1_ecx {
     pub(super) const CMPXCHG16B: u32 = 1 << 13;
     pub(super) const X2APIC: u32 = 1 << 21;
+    pub(super) const POPCNT: u32 = 1 << 23;
     pub(super) const TSC_DEADLINE: u32 = 1 << 24;
     pub(super) const XSAVE: u32 = 1 << 26;
     pub(super) const OSXSAVE: u32 = 1 << 27;

@@ -33,7 +33,7 @@ fn after(guest: &mut Guest, bytes: &[u8], ax: u64, carry: bool, half: bool) -> (
 #[test]
 fn sums_and_differences_of_packed_digits_are_decimal_after_an_adjustment() {
     let mut guest = guest();
-    let packed = |value: u64| value / 10 << 4 | value % 10;
+    let packed = |value: u64| ((value / 10) << 4) | (value % 10);
     for a in (0..100).step_by(7).chain([99]) {
         for b in (0..100).step_by(3).chain([99]) {
             let (x, y) = (packed(a), packed(b));

@@ -51,7 +51,7 @@ fn flags_of(value: u64, bits: u32) -> u64 {
     let value = value & mask(bits);
     let sign = if value >> (bits - 1) == 1 { SF } else { 0 };
     let zero = if value == 0 { ZF } else { 0 };
-    let parity = if (value & 0xff).count_ones() % 2 == 0 { PF } else { 0 };
+    let parity = if (value & 0xff).count_ones().is_multiple_of(2) { PF } else { 0 };
     sign | zero | parity
 }
 

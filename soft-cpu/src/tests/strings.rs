@@ -2,8 +2,9 @@
 
 use super::{CODE, DATA, Guest};
 use crate::Stop;
-use crate::cpu::reg;
+use crate::cpu::{reg, seg};
 use crate::flags::{CF, DF, ZF};
+use crate::segment::Segment;
 
 const RCX: usize = reg::RCX;
 const RSI: usize = reg::RSI;
@@ -147,10 +148,60 @@ fn scans_and_comparisons_stop_at_the_first_that_differs_or_is_equal() {
 }
 
 #[test]
-fn thirty_two_bit_addresses_wrap() {
+fn downwards_they_cross_pages_too() {
+    let mut guest = Guest::long();
+    let mut words = vec![7u8; 0x3000];
+    words[0x123..0x12b].fill(9);
+    guest.memory.write(DATA, &words);
+    guest.memory.write(DATA + 0x8000, &[7; 0x3000]);
+    let last = 0x2fa3u64;
+    let count = (last - 0x123) / 8 + 1;
+    // std; repe cmpsq
+    let from = DATA + last;
+    run(&mut guest, &[0xf3, 0x48, 0xa7], 10_000, from, from + 0x8000, DF);
+    assert_eq!((guest.reg(RSI), guest.reg(RCX)), (DATA + 0x11b, 10_000 - count));
+    assert_eq!(guest.reg(RDI), DATA + 0x811b);
+    // repne scasq
+    guest.processor.cpu.gpr[reg::RAX] = 0x0909_0909_0909_0909;
+    run(&mut guest, &[0xf2, 0x48, 0xaf], count, 0, from, DF);
+    assert_eq!((guest.reg(RDI), guest.reg(RCX)), (DATA + 0x11b, 0));
+    assert_ne!(guest.processor.cpu.rflags() & ZF, 0);
+    // rep lodsw leaves the last; 2,000 words of two pages.
+    guest.memory.write(DATA + 0x1000, &pattern(0x2000));
+    run(&mut guest, &[0x66, 0xf3, 0xad], 2000, DATA + 0x1001 + 3998, 0, DF);
+    let expected = pattern(3);
+    assert_eq!(guest.reg(reg::RAX) & 0xffff, u64::from(expected[1]) | u64::from(expected[2]) << 8);
+    assert_eq!((guest.reg(RSI), guest.reg(RCX)), (DATA + 0xfff, 0));
+}
+
+#[test]
+fn sixteen_bits_of_a_register_wrap_and_the_rest_stays() {
+    let mut guest = Guest::long();
+    let cpu = &mut guest.processor.cpu;
+    // 16-bit addresses exist outside 64-bit mode only: flat 32-bit code, no paging.
+    (cpu.cr0, cpu.efer) = (1, 0);
+    let code = Segment { selector: 8, base: 0, limit: u32::MAX, attributes: 0xc09b };
+    cpu.set_segment(seg::CS, code);
+    let base = u32::try_from(DATA).unwrap();
+    cpu.set_segment(seg::ES, Segment { base: base.into(), attributes: 0xc093, ..code });
+    cpu.mode_changed();
+    cpu.gpr[reg::RAX] = 0x5a;
+    for (flags, start, end) in [(0, 0x1234_fffc, 0x1234_0004), (DF, 0x1234_0003, 0x1234_fffb)] {
+        guest.memory.write(DATA, &[0; 16]);
+        guest.memory.write(DATA + 0xfff0, &[0; 32]);
+        // addr16 rep stosb
+        run(&mut guest, &[0x67, 0xf3, 0xaa], 0x7777_0008, 0, start, flags);
+        assert_eq!((guest.reg(RDI), guest.reg(RCX)), (end, 0x7777_0000));
+        assert_eq!(guest.memory.read(DATA, 5), [0x5a, 0x5a, 0x5a, 0x5a, 0]);
+        assert_eq!(guest.memory.read(DATA + 0xfffb, 6), [0, 0x5a, 0x5a, 0x5a, 0x5a, 0]);
+    }
+}
+
+#[test]
+fn with_an_address_size_prefix_the_lower_halves_count() {
     let mut guest = Guest::long();
     guest.memory.write(DATA, &pattern(64));
-    // Address-size prefix: ECX counts, EDI wraps from 2^32 to 0 (where memory is, but not below 2^32).
+    // Address-size prefix: only the lower halves count.
     guest.processor.cpu.gpr[reg::RAX] = 0xabcd;
     run(&mut guest, &[0x67, 0xf3, 0xaa], 0xffff_ffff_0000_0010, 0, 0xf_0000_0000 + DATA, 0);
     assert_eq!(guest.memory.read(DATA, 17)[..16], [0xcd; 16]);
