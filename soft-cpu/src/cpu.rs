@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::code_map::{CodeMap, Reader};
-use crate::event::{Access, DeviceAccess, Event, Exception, Raised};
+use crate::event::{DeviceAccess, Event, Exception, Raised};
 use crate::flags::{self, Flags};
 use crate::nested::SecondStage;
 use crate::nested_cache::NestedCache;
@@ -164,6 +164,12 @@ pub mod attend {
     pub const TRAP: u32 = 1 << 4;
     /// The last instruction is not followed by a trap, whatever TF was.
     pub const NO_TRAP: u32 = 1 << 5;
+    /// The next instruction runs alone: it stores into its own page, or is done again with a device's answer.
+    pub const ALONE: u32 = 1 << 6;
+    /// Every use of a translation is checked.
+    pub const CHECKED: u32 = 1 << 7;
+    /// Any of these: traces that were found before are not used.
+    pub const ONE_BY_ONE: u32 = STEP | ALONE | CHECKED;
 }
 
 /// What an instruction that is done still wants from outside.
@@ -389,7 +395,7 @@ impl Cpu {
         self.set_rflags(0);
         self.event = Event::None;
         self.after = After::Nothing;
-        self.attend = 0;
+        self.attend &= attend::CHECKED;
         self.injected = None;
         self.nmi = NonMaskable::default();
         self.replay.retire();

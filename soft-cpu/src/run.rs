@@ -12,7 +12,7 @@ use crate::flags;
 use crate::nested::SecondStage;
 use crate::surroundings::Surroundings;
 use crate::system::Undelivered;
-use crate::trace_cache::TraceCache;
+use crate::trace_cache::{Trace, TraceCache};
 
 /// Traces between two looks at the clock: some 20 us.
 const TRACES_PER_LOOK: u32 = 512;
@@ -58,8 +58,6 @@ pub struct Processor {
     /// Its state. Look and change only while it is not running.
     pub cpu: Cpu,
     cache: TraceCache,
-    /// The next instruction runs alone: it stores into its own page, or is done again with a device's answer.
-    alone: bool,
     /// What a [`Stop`] asks for.
     asked: Option<DeviceAccess>,
 }
@@ -76,7 +74,6 @@ impl Processor {
         Self {
             cpu: Cpu::new(surroundings, second_stage, code, own),
             cache: TraceCache::new(),
-            alone: false,
             asked: None,
         }
     }
@@ -84,6 +81,7 @@ impl Processor {
     /// From now on every use of a cached translation is compared with the tables.
     pub fn check_translations(&mut self) {
         self.cpu.checker = Some(Box::default());
+        self.cpu.attend |= attend::CHECKED;
         self.cpu.flush_translations();
     }
 
@@ -120,7 +118,7 @@ impl Processor {
         }
         let value = access.value.unwrap_or(value);
         self.cpu.replay.answer(DeviceAccess { value: Some(value), ..access });
-        self.alone = true;
+        self.alone(true);
     }
 
     /// Whether an instruction is half done and waits to be done again.
@@ -132,7 +130,7 @@ impl Processor {
     /// INIT: as after power-on, but for what the outside gave it.
     pub fn init_reset(&mut self) {
         self.cpu.reset();
-        self.alone = false;
+        self.alone(false);
         self.asked = None;
     }
 
@@ -178,15 +176,35 @@ impl Processor {
                 self.cpu.writes.flush();
                 self.cpu.code.catch_up();
             }
-            let stepping = self.cpu.attend & attend::STEP != 0;
-            let before = self.cpu.retired;
-            if let Some(stop) = self.step() {
+            let stop = if self.cpu.attend & attend::ONE_BY_ONE == 0 {
+                self.step()
+            } else {
+                self.step_one_by_one()
+            };
+            if let Some(stop) = stop {
                 return stop;
             }
-            if stepping && self.cpu.retired != before {
-                self.stepped();
-            }
         }
+    }
+
+    /// One instruction, or a trace whose translations are all checked: nothing that was found before is used.
+    #[cold]
+    #[inline(never)]
+    fn step_one_by_one(&mut self) -> Option<Stop> {
+        let stepping = self.cpu.attend & attend::STEP != 0;
+        let before = self.cpu.retired;
+        let is_alone = self.cpu.attend & attend::ALONE != 0;
+        let stop = match self.cache.find(&mut self.cpu, is_alone || stepping) {
+            Ok(trace) => {
+                let own_frame = if is_alone { u32::MAX } else { trace.frame };
+                self.run_trace(&trace, own_frame)
+            }
+            Err(_) => self.interrupted(self.cpu.rip),
+        };
+        if stop.is_none() && stepping && self.cpu.retired != before {
+            self.stepped();
+        }
+        stop
     }
 
     /// One instruction was done with TF set before it.
@@ -203,25 +221,21 @@ impl Processor {
     /// One trace.
     #[inline(always)]
     fn step(&mut self) -> Option<Stop> {
-        let cached =
-            if self.alone || self.cpu.attend & attend::STEP != 0 || self.cpu.checker.is_some() {
-                None
-            } else {
-                self.cache.recall(&self.cpu)
-            };
-        let trace = match cached {
+        let trace = match self.cache.follow(&self.cpu) {
             Some(trace) => trace,
-            None => {
-                let alone = self.alone || self.cpu.attend & attend::STEP != 0;
-                match self.cache.find(&mut self.cpu, alone) {
-                    Ok(trace) => trace,
-                    Err(_) => return self.interrupted(self.cpu.rip),
-                }
-            }
+            None => match self.cache.find(&mut self.cpu, false) {
+                Ok(trace) => trace,
+                Err(_) => return self.interrupted(self.cpu.rip),
+            },
         };
+        self.run_trace(&trace, trace.frame)
+    }
+
+    #[inline(always)]
+    fn run_trace(&mut self, trace: &Trace, own_frame: u32) -> Option<Stop> {
         let cpu = &mut self.cpu;
         cpu.gpr[usize::from(slot::RIP)] = cpu.rip;
-        cpu.own_frame = if self.alone { u32::MAX } else { trace.frame };
+        cpu.own_frame = own_frame;
         let first = trace.first as usize;
         let ops = &self.cache.ops[first..first + trace.count as usize];
         for op in ops {
@@ -235,11 +249,21 @@ impl Processor {
             }
         }
         cpu.retired = cpu.retired.wrapping_add(u64::from(trace.count));
-        if self.alone {
-            self.alone = false;
+        // It was alone for this one instruction, if at all.
+        if self.cpu.attend & attend::ALONE != 0 {
+            self.alone(false);
             self.cpu.replay.retire();
         }
         None
+    }
+
+    /// From now on, or not any more: the next instruction runs alone.
+    fn alone(&mut self, is_alone: bool) {
+        if is_alone {
+            self.cpu.attend |= attend::ALONE;
+        } else {
+            self.cpu.attend &= !attend::ALONE;
+        }
     }
 
     /// An instruction at `rip` was not done.
@@ -253,16 +277,16 @@ impl Processor {
             Event::None => None,
             Event::Interrupted => {
                 // Whole elements are done: nothing is owed, and interrupts may come between them.
-                self.alone = false;
+                self.alone(false);
                 None
             }
             Event::Exception(exception) => {
-                self.alone = false;
-                cpu.replay.retire();
+                self.alone(false);
+                self.cpu.replay.retire();
                 self.except(exception)
             }
             Event::OwnCode => {
-                self.alone = true;
+                self.alone(true);
                 None
             }
             Event::Nested(fault) => Some(Stop::Nested(NestedFault { rip, ..fault })),
@@ -324,7 +348,7 @@ impl Processor {
         {
             return Some(stop);
         }
-        if self.alone {
+        if self.cpu.attend & attend::ALONE != 0 {
             // Half an instruction is done: nothing comes between.
             return None;
         }

@@ -1,8 +1,9 @@
 //! Decoded code, by where its bytes are.
 //!
 //! A trace is a run of instructions in one page that ends at the first one that may go elsewhere. It is found by frame,
-//! offset in the page and [`Cpu::code_key`], so that every address and every address space shares it; in
-//! front stands a small table by linear address, valid for one fetch epoch.
+//! offset in the page and [`Cpu::code_key`], so that every address and every address space shares it. That takes a walk, so
+//! two shorter ways stand in front, both valid for one [`Cpu::code_context`]: the links of the trace that ran last, which
+//! are in the cache because it ran, and a small table by linear address.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
@@ -19,38 +20,57 @@ pub(crate) const LONGEST: usize = 32;
 /// Records kept; then all are forgotten.
 const RECORDS: usize = 512 << 10;
 /// Entries of the table by linear address.
-const RECENT: usize = 1 << 13;
+const RECENT: usize = 1 << 12;
 /// Slots of the table by frame.
 const TABLE: usize = 1 << 17;
 /// The longest instruction there is.
 const LONGEST_INSTRUCTION: usize = 15;
 
-/// Where a trace's records are.
+/// A trace: where its records are, and what must still hold for them to be used. Everything that running it needs, so
+/// that whoever finds one touches no other memory before its records.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Trace {
+    /// The address that leads to it,
+    rip: u64,
+    /// in this context.
+    context: u32,
+    /// Of the frame, when it was decoded.
+    version: u32,
+    pub(crate) frame: u32,
     pub(crate) first: u32,
     pub(crate) count: u32,
-    pub(crate) frame: u32,
-    pub(crate) version: u32,
+    /// Its number: 0 for one that is not kept.
+    number: u32,
+}
+
+const NOWHERE: Trace =
+    Trace { rip: 0, context: u32::MAX, version: 0, frame: 0, first: 0, count: 0, number: 0 };
+
+/// Where a trace led lately. One cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Links([Trace; 2]);
+
+const _: () = assert!(size_of::<Links>() == 64, "one cache line");
+
+/// By what a trace is found: its bytes.
+#[derive(Clone, Copy)]
+struct Kept {
+    trace: Trace,
     /// Offset in the page, and the key.
     place: u32,
 }
 
-#[derive(Clone, Copy)]
-struct Recent {
-    rip: u64,
-    context: u32,
-    trace: u32,
-}
-
-const NOWHERE: Recent = Recent { rip: 0, context: u32::MAX, trace: 0 };
-
 /// All traces of one processor.
 pub(crate) struct TraceCache {
     pub(crate) ops: Vec<Op>,
-    traces: Vec<Trace>,
+    /// Number 0 is nobody: from there lead the links of what is not kept.
+    kept: Vec<Kept>,
+    links: Vec<Links>,
+    /// The trace that ran last.
+    last: u32,
     table: Box<[u32]>,
-    recent: Box<[Recent; RECENT]>,
+    recent: Box<[Trace; RECENT]>,
     /// The fetch epoch of the last look: when it wraps, `recent` is emptied.
     last_epoch: u32,
     /// Traces decoded so far.
@@ -69,12 +89,24 @@ fn table_index(frame: u32, place: u32) -> usize {
     (mixed >> 40) as usize & (TABLE - 1)
 }
 
+impl Trace {
+    /// Whether this is what the processor must run now.
+    #[inline(always)]
+    fn leads(&self, cpu: &Cpu) -> bool {
+        self.rip == cpu.rip
+            && self.context == cpu.code_context()
+            && cpu.code.map.version(self.frame) == self.version
+    }
+}
+
 impl TraceCache {
     pub(crate) fn new() -> Self {
         let recent = vec![NOWHERE; RECENT].into_boxed_slice();
         Self {
             ops: Vec::new(),
-            traces: Vec::new(),
+            kept: vec![Kept { trace: NOWHERE, place: u32::MAX }],
+            links: vec![Links([NOWHERE; 2])],
+            last: 0,
             table: vec![u32::MAX; TABLE].into_boxed_slice(),
             recent: recent.try_into().unwrap_or_else(|_| unreachable!("the length is the type's")),
             last_epoch: 0,
@@ -84,24 +116,54 @@ impl TraceCache {
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
-        if self.traces.is_empty() {
+        self.last = 0;
+        self.links[0] = Links([NOWHERE; 2]);
+        if self.kept.len() == 1 {
             return;
         }
         self.ops.clear();
-        self.traces.clear();
+        self.kept.truncate(1);
+        self.links.truncate(1);
         self.table.fill(u32::MAX);
         self.recent.fill(NOWHERE);
     }
 
-    /// The trace at the processor's next instruction, if it was there lately and nothing changed.
+    /// The trace at the processor's next instruction, if the last one led there lately and nothing changed.
     #[inline(always)]
-    pub(crate) fn recall(&self, cpu: &Cpu) -> Option<Trace> {
-        let recent = &self.recent[recent_index(cpu.rip)];
-        if recent.rip != cpu.rip || recent.context != cpu.code_context() {
+    pub(crate) fn follow(&mut self, cpu: &Cpu) -> Option<Trace> {
+        let Links([first, second]) = &self.links[self.last as usize];
+        let trace = if first.leads(cpu) {
+            first
+        } else if second.leads(cpu) {
+            second
+        } else {
+            return self.recall(cpu);
+        };
+        let trace = *trace;
+        self.last = trace.number;
+        Some(trace)
+    }
+
+    /// The same, whoever led there.
+    #[inline(never)]
+    fn recall(&mut self, cpu: &Cpu) -> Option<Trace> {
+        let recent = self.recent[recent_index(cpu.rip)];
+        if !recent.leads(cpu) {
             return None;
         }
-        let trace = self.traces[recent.trace as usize];
-        (cpu.code.map.version(trace.frame) == trace.version).then_some(trace)
+        self.link(recent);
+        Some(recent)
+    }
+
+    /// `to` runs now: the last trace leads there.
+    fn link(&mut self, to: Trace) {
+        let Links([first, second]) = &mut self.links[self.last as usize];
+        // The newest comes first; one of another context is worth nothing.
+        if first.context == to.context {
+            *second = *first;
+        }
+        *first = to;
+        self.last = to.number;
     }
 
     /// Finds it by its bytes, or decodes it. With `alone`, a trace of one instruction that is not kept.
@@ -109,7 +171,9 @@ impl TraceCache {
     #[inline(never)]
     pub(crate) fn find(&mut self, cpu: &mut Cpu, alone: bool) -> Result<Trace, Raised> {
         if cpu.fetch_epoch < self.last_epoch {
+            // Contexts begin anew: nothing may remember the old ones.
             self.recent.fill(NOWHERE);
+            self.links.fill(Links([NOWHERE; 2]));
         }
         self.last_epoch = cpu.fetch_epoch;
         self.forget_unkept();
@@ -121,14 +185,14 @@ impl TraceCache {
         #[expect(clippy::cast_possible_truncation, reason = "an offset in a page")]
         let place = (linear % PAGE) as u32 | cpu.code_key() << 12;
         if !alone {
-            let index = self.table[table_index(page.frame, place)];
-            if let Some(trace) = self.traces.get(index as usize)
-                && trace.frame == page.frame
-                && trace.place == place
-                && cpu.code.map.version(trace.frame) == trace.version
+            let number = self.table[table_index(page.frame, place)];
+            if let Some(kept) = self.kept.get(number as usize)
+                && kept.trace.frame == page.frame
+                && kept.place == place
+                && cpu.code.map.version(page.frame) == kept.trace.version
             {
-                let trace = *trace;
-                self.remember(cpu, index);
+                let trace = Trace { rip: cpu.rip, context: cpu.code_context(), ..kept.trace };
+                self.remember(trace);
                 return Ok(trace);
             }
         }
@@ -143,27 +207,37 @@ impl TraceCache {
         let count = self.ops.len() - first;
         self.decoded += 1;
         let number = |value: usize| u32::try_from(value).expect("fewer records than 32 bits count");
-        let trace =
-            Trace { first: number(first), count: number(count), frame: page.frame, version, place };
+        let mut trace = Trace {
+            rip: cpu.rip,
+            context: cpu.code_context(),
+            version,
+            frame: page.frame,
+            first: number(first),
+            count: number(count),
+            number: 0,
+        };
         // An instruction that ends in the next page depends on two frames: not kept.
         if keep && !crossed {
-            let index = number(self.traces.len());
-            self.traces.push(trace);
-            self.table[table_index(page.frame, place)] = index;
-            self.remember(cpu, index);
+            trace.number = number(self.kept.len());
+            self.kept.push(Kept { trace, place });
+            self.links.push(Links([NOWHERE; 2]));
+            self.table[table_index(page.frame, place)] = trace.number;
+            self.remember(trace);
+        } else {
+            self.last = 0;
         }
         Ok(trace)
     }
 
     /// The last trace may not have been kept.
     fn forget_unkept(&mut self) {
-        let kept = self.traces.last().map_or(0, |trace| (trace.first + trace.count) as usize);
-        self.ops.truncate(kept);
+        let kept = self.kept.last().map_or(0, |kept| kept.trace.first + kept.trace.count);
+        self.ops.truncate(kept as usize);
     }
 
-    fn remember(&mut self, cpu: &Cpu, trace: u32) {
-        self.recent[recent_index(cpu.rip)] =
-            Recent { rip: cpu.rip, context: cpu.code_context(), trace };
+    fn remember(&mut self, trace: Trace) {
+        self.recent[recent_index(trace.rip)] = trace;
+        self.link(trace);
     }
 
     fn linear(&self, cpu: &Cpu) -> u64 {
