@@ -24,7 +24,8 @@
 //! # What is not here
 //!
 //! Segment limits are not checked outside descriptor tables (as far as 64-bit systems use segments, they have none); no
-//! virtual-8086 mode, task gates, 5-level paging, nested virtualisation, debug-register breakpoints.
+//! virtual-8086 mode, task gates, 5-level paging, nested virtualisation, debug-register breakpoints. An x87 error is #MF
+//! whatever CR0.NE says: there is no FERR# line.
 
 mod access;
 mod checker;

@@ -3,7 +3,8 @@
 use iced_x86::code_asm::*;
 
 use super::{DATA, Guest};
-use crate::cpu::{cr0, cr4, reg};
+use crate::cpu::{cr0, cr4, reg, seg};
+use crate::segment::Segment;
 use crate::x87_state::Extended;
 
 /// Vectors of a guest whose handlers say which one it was.
@@ -143,6 +144,26 @@ fn fxsave_without_rex_w_cuts_the_pointers() {
     image[12..16].fill(0);
     image[20..24].fill(0);
     assert_eq!(guest.memory.read(DATA, 416), image);
+}
+
+#[test]
+fn outside_64_bit_mode_there_are_eight_sse_registers() {
+    let mut guest = Guest::long();
+    guest.memory.write(DATA, &[0xee; 512]);
+    colour(&mut guest);
+    let cpu = &mut guest.processor.cpu;
+    let code = cpu.segments[seg::CS];
+    cpu.set_segment(seg::CS, Segment { attributes: 0xc09b, ..code });
+    cpu.gpr[reg::RDI] = DATA;
+    let before = cpu.xmm;
+    // fxsave [edi]; pxor xmm0, xmm0; fxrstor [edi]; ud2
+    guest.run_bytes(&[0x0f, 0xae, 0x07, 0x66, 0x0f, 0xef, 0xc0, 0x0f, 0xae, 0x0f, 0x0f, 0x0b]);
+    let mut image = expected_image();
+    image[12..16].fill(0);
+    image[20..24].fill(0);
+    image[288..].fill(0xee);
+    assert_eq!(guest.memory.read(DATA, 416), image);
+    assert_eq!(guest.processor.cpu.xmm, before);
 }
 
 #[test]

@@ -152,3 +152,56 @@ fn restore<const BYTES: usize>(cpu: &mut Cpu, op: &Op) -> Done {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit() -> X87 {
+        let mut unit = X87::new();
+        unit.initialise();
+        unit.set_control(0x27f);
+        unit.set_status(0x3801);
+        unit.instruction = 0xa_bcde;
+        unit.data = 0x1_2345;
+        unit.opcode = 0x6d9;
+        unit
+    }
+
+    fn words(image: &[u8]) -> Vec<u16> {
+        image.chunks(2).map(|word| u16::from_le_bytes([word[0], word[1]])).collect()
+    }
+
+    #[test]
+    fn the_short_protected_layout_has_no_opcode() {
+        let mut image = [0; SMALL];
+        write_environment::<SMALL>(&unit(), false, &mut image);
+        assert_eq!(words(&image), [0x27f, 0x3801, 0xffff, 0xbcde, 0, 0x2345, 0]);
+    }
+
+    #[test]
+    fn the_real_layouts_hold_linear_pointers_in_pieces() {
+        let mut image = [0; LARGE];
+        write_environment::<SMALL>(&unit(), true, &mut image[..SMALL]);
+        assert_eq!(words(&image[..SMALL]), [0x27f, 0x3801, 0xffff, 0xbcde, 0xa6d9, 0x2345, 0x1000]);
+        write_environment::<LARGE>(&unit(), true, &mut image);
+        assert_eq!(words(&image[12..]), [0xbcde, 0xffff, 0xa6d9, 0, 0x2345, 0xffff, 0x1000, 0]);
+    }
+
+    #[test]
+    fn each_layout_reads_what_it_wrote() {
+        fn both_ways<const BYTES: usize>(real: bool) -> X87 {
+            let mut image = [0; LARGE];
+            write_environment::<BYTES>(&unit(), real, &mut image);
+            let mut read = X87::new();
+            read_environment::<BYTES>(&mut read, real, &image);
+            read
+        }
+        assert_eq!(both_ways::<SMALL>(true), unit());
+        assert_eq!(both_ways::<LARGE>(true), unit());
+        assert_eq!(both_ways::<LARGE>(false), unit());
+        let mut short = unit();
+        (short.opcode, short.instruction, short.data) = (0, 0xbcde, 0x2345);
+        assert_eq!(both_ways::<SMALL>(false), short);
+    }
+}

@@ -3,33 +3,39 @@
 use crate::access::room;
 use crate::cpu::Cpu;
 use crate::event::Raised;
-use crate::width::{B1, B2, B4, B8, Width};
+use crate::width::{B1, B2, B4, B8};
 
 impl Cpu {
-    /// Reads `image.len()` bytes at `address`, in pieces of at most eight.
+    /// Reads `image.len()` bytes at `address`, in pieces of 16, 8, 4, 2 and 1.
+    #[inline]
     pub(crate) fn load_image(
         &mut self,
         address: u64,
         segment: u8,
         image: &mut [u8],
     ) -> Result<(), Raised> {
-        let mut at = address;
-        for piece in image.chunks_mut(8) {
-            let value = match piece.len() {
-                8 => self.load_at::<B8>(at, segment)?,
-                4 => self.load_at::<B4>(at, segment)?,
-                2 => self.load_at::<B2>(at, segment)?,
-                bytes => {
-                    let mut value = 0;
-                    for index in 0..bytes as u64 {
-                        let byte = self.load_at::<B1>(at.wrapping_add(index), segment)?;
-                        value |= byte << (8 * index);
-                    }
-                    value
-                }
+        let mut done = 0;
+        while done < image.len() {
+            let rest = &mut image[done..];
+            let at = address.wrapping_add(done as u64);
+            done += if let Some(piece) = rest.first_chunk_mut::<16>() {
+                *piece = self.load128_at(at, segment)?.to_le_bytes();
+                16
+            } else if let Some(piece) = rest.first_chunk_mut() {
+                *piece = self.load_at::<B8>(at, segment)?.to_le_bytes();
+                8
+            } else if let Some(piece) = rest.first_chunk_mut() {
+                let [a, b, c, d, ..] = self.load_at::<B4>(at, segment)?.to_le_bytes();
+                *piece = [a, b, c, d];
+                4
+            } else if let Some(piece) = rest.first_chunk_mut() {
+                let [a, b, ..] = self.load_at::<B2>(at, segment)?.to_le_bytes();
+                *piece = [a, b];
+                2
+            } else {
+                rest[0] = self.load_at::<B1>(at, segment)?.to_le_bytes()[0];
+                1
             };
-            piece.copy_from_slice(&value.to_le_bytes()[..piece.len()]);
-            at = at.wrapping_add(8);
         }
         Ok(())
     }
@@ -51,29 +57,33 @@ impl Cpu {
 
     /// Writes `image` at `address`, which has been opened. Should another processor take a page away in
     /// between, what is there already is written again when the instruction is.
+    #[inline]
     pub(crate) fn store_image(
         &mut self,
         address: u64,
         segment: u8,
         image: &[u8],
     ) -> Result<(), Raised> {
-        let mut at = address;
-        for piece in image.chunks(8) {
-            let mut whole = [0; 8];
-            whole[..piece.len()].copy_from_slice(piece);
-            let value = u64::from_le_bytes(whole);
-            match piece.len() {
-                8 => self.store_at::<B8>(at, segment, value)?,
-                4 => self.store_at::<B4>(at, segment, value & B4::MASK)?,
-                2 => self.store_at::<B2>(at, segment, value & B2::MASK)?,
-                bytes => {
-                    for index in 0..bytes as u64 {
-                        let byte = value >> (8 * index) & 0xff;
-                        self.store_at::<B1>(at.wrapping_add(index), segment, byte)?;
-                    }
-                }
-            }
-            at = at.wrapping_add(8);
+        let mut done = 0;
+        while done < image.len() {
+            let rest = &image[done..];
+            let at = address.wrapping_add(done as u64);
+            done += if let Some(piece) = rest.first_chunk::<16>() {
+                self.store128_at(at, segment, u128::from_le_bytes(*piece))?;
+                16
+            } else if let Some(piece) = rest.first_chunk() {
+                self.store_at::<B8>(at, segment, u64::from_le_bytes(*piece))?;
+                8
+            } else if let Some(piece) = rest.first_chunk() {
+                self.store_at::<B4>(at, segment, u64::from(u32::from_le_bytes(*piece)))?;
+                4
+            } else if let Some(piece) = rest.first_chunk() {
+                self.store_at::<B2>(at, segment, u64::from(u16::from_le_bytes(*piece)))?;
+                2
+            } else {
+                self.store_at::<B1>(at, segment, u64::from(rest[0]))?;
+                1
+            };
         }
         Ok(())
     }
