@@ -14,6 +14,8 @@
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
 
+use crate::float_lanes::{Arithmetic, Lanes, is_denormal};
+
 /// MXCSR as Rust wants it.
 const HOST: u32 = mxcsr::ALL_MASKED;
 
@@ -124,29 +126,6 @@ macro_rules! signs {
 
 signs! { Pmovmskb "pmovmskb" Movmskps "movmskps" Movmskpd "movmskpd" }
 
-/// What an instruction calculates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Arithmetic {
-    Add = 0,
-    Multiply = 1,
-    Subtract = 4,
-    Divide = 6,
-    /// A number of 8 bytes becomes one of 4.
-    Narrow,
-}
-
-/// The elements an instruction works on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lanes {
-    pub(crate) operation: Arithmetic,
-    /// Bytes of an operand.
-    pub(crate) from: u32,
-    /// Bytes of a result.
-    pub(crate) to: u32,
-    /// How many.
-    pub(crate) count: u32,
-}
-
 /// An instruction that looks at MXCSR.
 pub(crate) trait Float: 'static {
     /// The old destination, if it matters.
@@ -162,6 +141,13 @@ pub(crate) trait Float: 'static {
         _destination: Self::Destination,
         _source: Self::Source,
     ) -> Option<(Lanes, u128, u128)> {
+        None
+    }
+
+    /// The result under the host's MXCSR, if nothing but [`mxcsr::PE`] can have been flagged. Reading flags takes
+    /// longer than anything else here.
+    #[inline(always)]
+    fn quick(_destination: Self::Destination, _source: Self::Source) -> Option<Self::Result> {
         None
     }
 
@@ -190,6 +176,14 @@ macro_rules! under {
     };
 }
 
+/// Executes `$text` under the host's MXCSR. What it flags there stays: Rust wants modes and masks, not flags.
+macro_rules! alone {
+    ($text:expr, $($operands:tt)*) => {
+        // SAFETY: it works on the registers alone; flags count as changed.
+        unsafe { asm!($text, $($operands)*, options(pure, nomem, nostack)) }
+    };
+}
+
 static HOST_MXCSR: u32 = HOST;
 
 macro_rules! floats {
@@ -204,6 +198,17 @@ macro_rules! floats {
                 fn lanes(destination: u128, source: u128) -> Option<(Lanes, u128, u128)> {
                     let operation = Arithmetic::$operation;
                     Some((Lanes { operation, from: $from, to: $to, count: $count }, destination, source))
+                }
+
+                #[inline(always)]
+                fn quick(destination: u128, source: u128) -> Option<u128> {
+                    let mut result = vector(destination);
+                    alone!(concat!($text, " {result}, {source}"),
+                        result = inout(xmm_reg) result, source = in(xmm_reg) vector(source));
+                    let operation = Arithmetic::$operation;
+                    Lanes { operation, from: $from, to: $to, count: $count }
+                        .are_ordinary(destination, source, bits(result))
+                        .then(|| bits(result))
                 }
             )?
 
@@ -276,13 +281,26 @@ macro_rules! compares {
 compares! { Cmpps cmpps "cmpps" Cmppd cmppd "cmppd" Cmpss cmpss "cmpss" Cmpsd cmpsd "cmpsd" }
 
 macro_rules! flag_compares {
-    ($($name:ident $text:literal)*) => {$(
+    ($($name:ident $text:literal $bytes:literal)*) => {$(
         /// Its result is what it leaves in the low byte of RFLAGS.
         pub(crate) struct $name;
         impl Float for $name {
             type Destination = u128;
             type Source = u128;
             type Result = u64;
+
+            #[inline(always)]
+            fn quick(destination: u128, source: u128) -> Option<u64> {
+                let flags: u64;
+                alone!(concat!($text, " {destination}, {source}\nlahf"),
+                    destination = in(xmm_reg) vector(destination),
+                    source = in(xmm_reg) vector(source), out("rax") flags);
+                // PF: a NaN was there.
+                (flags >> 8 & 4 == 0
+                    && !is_denormal(destination, $bytes)
+                    && !is_denormal(source, $bytes))
+                .then_some(flags >> 8 & 0xff)
+            }
 
             #[inline(always)]
             fn apply(control: u32, destination: u128, source: u128) -> (u64, u32) {
@@ -300,15 +318,26 @@ macro_rules! flag_compares {
     )*};
 }
 
-flag_compares! { Comiss "comiss" Comisd "comisd" Ucomiss "ucomiss" Ucomisd "ucomisd" }
+flag_compares! { Comiss "comiss" 4 Comisd "comisd" 8 Ucomiss "ucomiss" 4 Ucomisd "ucomisd" 8 }
+
+const INDEFINITE32: u64 = 1 << 31;
+const INDEFINITE64: u64 = 1 << 63;
 
 macro_rules! to_general {
-    ($($name:ident $text:literal)*) => {$(
+    ($($name:ident $indefinite:ident $text:literal)*) => {$(
         pub(crate) struct $name;
         impl Float for $name {
             type Destination = ();
             type Source = u128;
             type Result = u64;
+
+            #[inline(always)]
+            fn quick((): (), source: u128) -> Option<u64> {
+                let result: u64;
+                alone!($text, source = in(xmm_reg) vector(source), result = out(reg) result);
+                // What is out of range becomes the indefinite.
+                (result != $indefinite).then_some(result)
+            }
 
             #[inline(always)]
             fn apply(control: u32, (): (), source: u128) -> (u64, u32) {
@@ -326,10 +355,10 @@ macro_rules! to_general {
 }
 
 to_general! {
-    Cvtss2si32 "cvtss2si {result:e}, {source}" Cvtss2si64 "cvtss2si {result:r}, {source}"
-    Cvtsd2si32 "cvtsd2si {result:e}, {source}" Cvtsd2si64 "cvtsd2si {result:r}, {source}"
-    Cvttss2si32 "cvttss2si {result:e}, {source}" Cvttss2si64 "cvttss2si {result:r}, {source}"
-    Cvttsd2si32 "cvttsd2si {result:e}, {source}" Cvttsd2si64 "cvttsd2si {result:r}, {source}"
+    Cvtss2si32 INDEFINITE32 "cvtss2si {result:e}, {source}" Cvtss2si64 INDEFINITE64 "cvtss2si {result:r}, {source}"
+    Cvtsd2si32 INDEFINITE32 "cvtsd2si {result:e}, {source}" Cvtsd2si64 INDEFINITE64 "cvtsd2si {result:r}, {source}"
+    Cvttss2si32 INDEFINITE32 "cvttss2si {result:e}, {source}" Cvttss2si64 INDEFINITE64 "cvttss2si {result:r}, {source}"
+    Cvttsd2si32 INDEFINITE32 "cvttsd2si {result:e}, {source}" Cvttsd2si64 INDEFINITE64 "cvttsd2si {result:r}, {source}"
 }
 
 macro_rules! from_general {
@@ -339,6 +368,13 @@ macro_rules! from_general {
             type Destination = u128;
             type Source = u64;
             type Result = u128;
+
+            #[inline(always)]
+            fn quick(destination: u128, source: u64) -> Option<u128> {
+                let mut destination = vector(destination);
+                alone!($text, destination = inout(xmm_reg) destination, source = in(reg) source);
+                Some(bits(destination))
+            }
 
             #[inline(always)]
             fn apply(control: u32, destination: u128, source: u64) -> (u128, u32) {

@@ -33,6 +33,7 @@ pub mod code_map;
 pub mod cpu;
 pub mod event;
 pub mod flags;
+mod float_lanes;
 pub mod guest_memory;
 mod host_sse;
 mod host_x87;

@@ -129,6 +129,13 @@ pub(super) fn calculate<O: Float>(
     destination: O::Destination,
     source: O::Source,
 ) -> Result<O::Result, Raised> {
+    /// Flags that are clear in most programs, unlike that of inexact results.
+    const RARE: u32 = mxcsr::FLAGS & !mxcsr::PE;
+    if cpu.mxcsr & !RARE == mxcsr::ALL_MASKED | mxcsr::PE
+        && let Some(result) = O::quick(destination, source)
+    {
+        return Ok(result);
+    }
     if cpu.mxcsr & mxcsr::ALL_MASKED != mxcsr::ALL_MASKED {
         return calculate_unmasked::<O>(cpu, destination, source);
     }

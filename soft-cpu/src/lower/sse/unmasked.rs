@@ -13,7 +13,8 @@
 
 use crate::cpu::{Cpu, cr4};
 use crate::event::{Exception, Raised};
-use crate::host_sse::{Arithmetic, Float, Lanes, mxcsr};
+use crate::float_lanes::{Arithmetic, Lanes};
+use crate::host_sse::{Float, mxcsr};
 use crate::host_x87::{self, Around};
 use crate::x87_state::X87;
 

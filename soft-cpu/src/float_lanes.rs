@@ -1,0 +1,63 @@
+//! Packed floating-point numbers, looked at element by element.
+
+/// What an instruction calculates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arithmetic {
+    Add = 0,
+    Multiply = 1,
+    Subtract = 4,
+    Divide = 6,
+    /// A number of 8 bytes becomes one of 4.
+    Narrow,
+}
+
+/// The elements an instruction works on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lanes {
+    pub(crate) operation: Arithmetic,
+    /// Bytes of an operand.
+    pub(crate) from: u32,
+    /// Bytes of a result.
+    pub(crate) to: u32,
+    /// How many.
+    pub(crate) count: u32,
+}
+
+/// The fields of an element of so many bytes: exponent, all but the sign, the largest exponent.
+#[inline(always)]
+fn fields(value: u128, bytes: u32, lane: u32) -> (u64, u64, u64) {
+    #[expect(clippy::cast_possible_truncation, reason = "an element")]
+    let element = (value >> (8 * bytes * lane)) as u64;
+    if bytes == 4 {
+        (element >> 23 & 0xff, element & 0x7fff_ffff, 0xff)
+    } else {
+        (element >> 52 & 0x7ff, element << 1, 0x7ff)
+    }
+}
+
+/// Whether the lowest element is a denormal number.
+#[inline(always)]
+pub(crate) fn is_denormal(value: u128, bytes: u32) -> bool {
+    let (exponent, magnitude, _) = fields(value, bytes, 0);
+    exponent == 0 && magnitude != 0
+}
+
+impl Lanes {
+    /// Whether nothing but an inexact result can have been flagged, rounding to nearest: no operand is denormal, and
+    /// every result is well inside the range of normal numbers (then no operand was a NaN or an infinity, and no divisor
+    /// zero), or is the zero of a sum.
+    #[inline(always)]
+    pub(crate) fn are_ordinary(self, destination: u128, source: u128, result: u128) -> bool {
+        (0..self.count).all(|lane| {
+            let is_fine = |value| {
+                let (exponent, magnitude, _) = fields(value, self.from, lane);
+                exponent != 0 || magnitude == 0
+            };
+            let (exponent, magnitude, most) = fields(result, self.to, lane);
+            let sums = matches!(self.operation, Arithmetic::Add | Arithmetic::Subtract);
+            (exponent.wrapping_sub(2) < most - 2 || sums && magnitude == 0)
+                && is_fine(source)
+                && (self.operation == Arithmetic::Narrow || is_fine(destination))
+        })
+    }
+}
