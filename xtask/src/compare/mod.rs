@@ -33,6 +33,8 @@ Usage: cargo xtask compare-boot [OPTIONS]
 
   --rounds N   boots of each kind (default 5; at least 1)
   --only WORD  only plain, memfd, start or memory (may be given again)
+  --smp N      the lab's processors (default 1: with two the emulator's threads race, and
+               guests of both monitors die of it now and then)
 
   plain    stock QEMU against skep as it is, host huge pages as Debian sets them
   memfd    QEMU with memory-backend-memfd,share=on, huge pages off for both, and
@@ -59,6 +61,8 @@ struct Plan {
     rounds: u32,
     /// All of [`PARTS`] when empty.
     only: Vec<String>,
+    /// The lab's processors.
+    smp: u32,
 }
 
 /// The parts, by name.
@@ -79,9 +83,7 @@ pub(crate) fn main(arguments: &[OsString]) -> Outcome<u8> {
         inside.push(argument.to_string_lossy().into_owned());
     }
     let mut lab = Lab::new(shell_line(&inside));
-    // A monitor with two vcpus is compared on two processors; rounds in which the peer dies of
-    // that are taken again.
-    lab.smp = 2;
+    lab.smp = plan.smp;
     lab.files.push((ours::ourselves()?, program));
     lab.with.qemu = true;
     lab.limit = ROUND_LIMIT * plan.rounds;
@@ -96,11 +98,12 @@ pub(crate) fn inside(arguments: &[OsString]) -> Outcome<u8> {
 }
 
 fn parse(arguments: &[OsString]) -> Outcome<Plan> {
-    let mut plan = Plan { rounds: 5, only: Vec::new() };
+    let mut plan = Plan { rounds: 5, only: Vec::new(), smp: 1 };
     let mut arguments = Arguments::new("compare-boot", arguments);
     while let Some(option) = arguments.option()? {
         match option.as_str() {
             "--rounds" => plan.rounds = arguments.number(&option)?,
+            "--smp" => plan.smp = arguments.number(&option)?,
             "--only" => plan.only.push(arguments.value(&option)?),
             _ => return Err(arguments.unknown(&option)),
         }
@@ -111,6 +114,9 @@ fn parse(arguments: &[OsString]) -> Outcome<Plan> {
             "compare-boot has no part {unknown:?}: it has {}",
             PARTS.join(", ")
         )));
+    }
+    if plan.smp == 0 {
+        return Err(Failure::usage("compare-boot needs a lab with at least one processor"));
     }
     if plan.rounds == 0 {
         return Err(Failure::usage("compare-boot needs at least one round"));
