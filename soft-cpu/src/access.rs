@@ -68,6 +68,21 @@ impl Cpu {
         }
     }
 
+    /// Where the memory operand of `op` is, if a read of it hits.
+    ///
+    /// With this and the next a frequent handler has its hit to itself and leaves everything else to a cold copy
+    /// of itself, which it ends with: so it needs no stack frame.
+    #[inline(always)]
+    pub(crate) fn read_hit<W: Width>(&self, op: &Op) -> Option<HostAddress> {
+        self.reads.hit::<W>(self.address(op))
+    }
+
+    /// The same for a write, or a read and a write.
+    #[inline(always)]
+    pub(crate) fn write_hit<W: Width>(&self, op: &Op) -> Option<HostAddress> {
+        self.writes.hit::<W>(self.address(op))
+    }
+
     /// Makes sure that the operand at `address` may be written, before anything is changed.
     /// Use [`Cpu::peek`] and [`Cpu::poke`] then.
     #[inline(always)]

@@ -8,8 +8,9 @@
 //! ```text
 //!   who decodes                               who stores
 //!   D1  mark the word, take its version       S1  translation says "marked": slow path
-//!   D2  marks += 1 (if newly marked)          S2  store the bytes
-//!   D3  has everybody seen the marks?         S3  version += 1, mark off, in one step
+//!   D2  if newly marked: marks += 1, and      S2  store the bytes
+//!       say in the word that it is counted    S3  version += 1, mark off, in one step
+//!   D3  has everybody seen the marks?
 //!   D4  read the bytes, decode
 //!   D5  keep the trace, if D3 said yes
 //! ```
@@ -18,10 +19,13 @@
 //! the new ones (S3 releases S2, D1 acquires).
 //!
 //! A processor's translation for stores says "not marked" until it is flushed, so after D2 every other
-//! processor must drop those translations before the trace may be kept: each looks at `marks` between two
-//! traces ([`Reader::catch_up`]) and publishes what it has seen. Until all processors in the guest have seen
+//! processor must drop those translations before the trace may be kept: each looks at `marks` every few
+//! traces, and before it decodes ([`Reader::catch_up`]), and publishes what it has seen. Until all processors in the guest have seen
 //! the mark, the decoder runs its trace once and throws it away. (Asked at D3, not after: a store between D4 and the
 //! storer's look would be lost.)
+//!
+//! Somebody else's mark that is not counted yet ([`Marked::Meanwhile`]) is one that D3 knows nothing of: the trace is
+//! not kept either.
 //!
 //! The fences: D2, fence, D3 against "publish out of the guest / seen", fence, stores: the same "set mine,
 //! look at yours" as everywhere here.
@@ -30,6 +34,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 const MARK: u32 = 1;
+/// The mark is in `marks`.
+const COUNTED: u32 = 2;
+const STATE: u32 = MARK | COUNTED;
+/// From one version to the next.
+const STEP: u32 = 4;
+
+/// Who marked a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marked {
+    /// The caller.
+    Now,
+    /// Somebody who is just doing so.
+    Meanwhile,
+    /// Somebody who has done so.
+    Before,
+}
 
 /// What `seen` says of a processor that is out of the guest: it will catch up on its way in.
 const OUT: u64 = u64::MAX;
@@ -70,7 +90,7 @@ impl CodeMap {
     #[inline(always)]
     pub(crate) fn version(&self, frame: u32) -> u32 {
         // Acquire pairs with the update in `changed`.
-        self.word(frame).load(Ordering::Acquire) & !MARK
+        self.word(frame).load(Ordering::Acquire) & !STATE
     }
 
     /// Whether somebody decoded instructions from it.
@@ -78,20 +98,27 @@ impl CodeMap {
         self.word(frame).load(Ordering::Acquire) & MARK != 0
     }
 
-    /// D1 and D2: returns the version, and whether the mark is new.
-    pub(crate) fn mark(&self, frame: u32) -> (u32, bool) {
-        let before = self.word(frame).fetch_or(MARK, Ordering::AcqRel);
-        let is_new = before & MARK == 0;
-        if is_new {
-            self.marks.fetch_add(1, Ordering::AcqRel);
-            fence(Ordering::SeqCst);
+    /// D1 and D2: returns the version, and whose mark it has.
+    pub(crate) fn mark(&self, frame: u32) -> (u32, Marked) {
+        let word = self.word(frame);
+        let before = word.fetch_or(MARK, Ordering::AcqRel);
+        let version = before & !STATE;
+        if before & MARK != 0 {
+            let counted = before & COUNTED != 0;
+            return (version, if counted { Marked::Before } else { Marked::Meanwhile });
         }
-        (before & !MARK, is_new)
+        self.marks.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        // If it changed already, the mark is gone and the next one is counted anew. Release: who sees this sees the
+        // count.
+        let (old, new) = (version | MARK, version | STATE);
+        let _gone = word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed);
+        (version, Marked::Now)
     }
 
     /// S3, after the bytes are stored. Also for whoever writes from outside: a device, a pager.
     pub fn changed(&self, frame: u32) {
-        let advance = |word: u32| Some((word & !MARK).wrapping_add(2));
+        let advance = |word: u32| Some((word & !STATE).wrapping_add(STEP));
         // AcqRel: releases the bytes to whoever marks the frame next.
         let _always = self.word(frame).fetch_update(Ordering::AcqRel, Ordering::Acquire, advance);
     }
@@ -120,7 +147,7 @@ impl Reader {
         Self { map, own, seen: 0 }
     }
 
-    /// Between two traces: whether translations for stores must be dropped before the next one.
+    /// Now and then between two traces, and before decoding: whether translations for stores must be dropped before the next one.
     #[inline(always)]
     pub(crate) fn is_behind(&self) -> bool {
         self.map.marks.load(Ordering::Acquire) != self.seen
@@ -151,5 +178,35 @@ impl Reader {
     /// Whether a trace of a newly marked frame may be kept.
     pub(crate) fn may_keep(&self) -> bool {
         self.map.everybody_saw(self.own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_that_is_not_counted_yet_is_told_from_one_that_is() {
+        let map = CodeMap::new(2, 2);
+        // Half of `mark`, as another processor may see it.
+        map.word(1).fetch_or(MARK, Ordering::AcqRel);
+        assert_eq!(map.mark(1), (0, Marked::Meanwhile));
+        assert_eq!(map.mark(0), (0, Marked::Now));
+        assert_eq!(map.mark(0), (0, Marked::Before));
+    }
+
+    #[test]
+    fn a_change_takes_the_mark_away_and_the_version_never_comes_back() {
+        let map = CodeMap::new(1, 1);
+        let mut versions = Vec::new();
+        for _ in 0..3 {
+            let (version, marked) = map.mark(0);
+            assert_eq!(marked, Marked::Now);
+            assert_eq!(map.version(0), version);
+            assert!(map.is_marked(0) && !versions.contains(&version));
+            versions.push(version);
+            map.changed(0);
+            assert!(!map.is_marked(0) && map.version(0) != version);
+        }
     }
 }

@@ -10,12 +10,24 @@ use crate::event::{
 };
 use crate::flags;
 use crate::nested::SecondStage;
+use crate::op::Op;
 use crate::surroundings::Surroundings;
 use crate::system::Undelivered;
 use crate::trace_cache::{Trace, TraceCache};
 
 /// Traces between two looks at the clock: some 20 us.
 const TRACES_PER_LOOK: u32 = 512;
+
+/// Traces between two looks at what other processors decoded; divides the above.
+const TRACES_PER_GLANCE: u32 = 8;
+
+/// How many of `ops` come before `op`, one of them. Not inlined, or the loop would count as it goes.
+#[cold]
+#[inline(never)]
+fn count_before(ops: &[Op], op: &Op) -> u64 {
+    let bytes = std::ptr::from_ref(op).addr() - ops.as_ptr().addr();
+    (bytes / size_of::<Op>()) as u64
+}
 
 /// Why [`Processor::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,30 +173,32 @@ impl Processor {
             if knock.load(Ordering::Relaxed) != 0 {
                 return Stop::Knocked;
             }
-            if self.cpu.attend != 0
-                && let Some(stop) = self.attend()
-            {
-                return stop;
-            }
             traces_left -= 1;
-            if traces_left == 0 {
-                traces_left = TRACES_PER_LOOK;
-                self.cpu.attend |= attend::INTERRUPT;
-                continue;
+            if traces_left.is_multiple_of(TRACES_PER_GLANCE) {
+                if self.cpu.code.is_behind() {
+                    self.cpu.writes.flush();
+                    self.cpu.code.catch_up();
+                }
+                if traces_left == 0 {
+                    traces_left = TRACES_PER_LOOK;
+                    self.cpu.attend |= attend::INTERRUPT;
+                }
             }
-            if self.cpu.code.is_behind() {
-                self.cpu.writes.flush();
-                self.cpu.code.catch_up();
-            }
-            let stop = if self.cpu.attend & attend::ONE_BY_ONE == 0 {
-                self.step()
-            } else {
-                self.step_one_by_one()
-            };
+            let stop = if self.cpu.attend == 0 { self.step() } else { self.attend_and_step() };
             if let Some(stop) = stop {
                 return stop;
             }
         }
+    }
+
+    /// What wants attention, and then a trace.
+    #[cold]
+    #[inline(never)]
+    fn attend_and_step(&mut self) -> Option<Stop> {
+        if let Some(stop) = self.attend() {
+            return Some(stop);
+        }
+        if self.cpu.attend & attend::ONE_BY_ONE == 0 { self.step() } else { self.step_one_by_one() }
     }
 
     /// One instruction, or a trace whose translations are all checked: nothing that was found before is used.
@@ -241,9 +255,7 @@ impl Processor {
         for op in ops {
             if (op.run)(cpu, op).is_err() {
                 let offset = u64::from(op.offset);
-                let done = (std::ptr::from_ref(op).addr() - ops.as_ptr().addr()) as u64
-                    / size_of::<crate::op::Op>() as u64;
-                cpu.retired = cpu.retired.wrapping_add(done);
+                cpu.retired = cpu.retired.wrapping_add(count_before(ops, op));
                 let at = self.cpu.gpr[usize::from(slot::RIP)].wrapping_add(offset);
                 return self.interrupted(at);
             }

@@ -7,6 +7,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
+use crate::code_map::Marked;
 use crate::cpu::{CodeSize, Cpu, seg, slot};
 use crate::event::{Access, Event, Exception, Raised};
 use crate::guest_memory::PAGE;
@@ -196,12 +197,13 @@ impl TraceCache {
                 return Ok(trace);
             }
         }
-        let (version, is_new) = cpu.code.map.mark(page.frame);
-        if is_new {
+        let (version, marked) = cpu.code.map.mark(page.frame);
+        if marked != Marked::Before || cpu.code.is_behind() {
             // Own translations for stores do not know of the mark.
             cpu.writes.flush();
+            cpu.code.catch_up();
         }
-        let keep = !alone && cpu.code.may_keep();
+        let keep = !alone && marked != Marked::Meanwhile && cpu.code.may_keep();
         let first = self.ops.len();
         let crossed = self.decode(cpu, page, linear, if alone { 1 } else { LONGEST })?;
         let count = self.ops.len() - first;

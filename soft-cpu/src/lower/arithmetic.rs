@@ -159,17 +159,47 @@ fn register_immediate<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 }
 
 fn register_memory<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    match cpu.read_hit::<W>(op) {
+        Some(host) => {
+            register_with::<O, W>(cpu, op, host.load::<W>());
+            Ok(())
+        }
+        None => register_memory_slowly::<O, W>(cpu, op),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn register_memory_slowly<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     let b = cpu.load::<W>(op)?;
+    register_with::<O, W>(cpu, op, b);
+    Ok(())
+}
+
+#[inline(always)]
+fn register_with<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op, b: u64) {
     let (result, flags) = O::apply::<W>(cpu.flags, cpu.get::<W>(op.dst), b);
     cpu.flags = flags;
     if O::WRITES {
         cpu.set::<W>(op.dst, result);
     }
-    Ok(())
 }
 
 #[inline(always)]
 fn memory<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op, b: u64) -> Done {
+    let hit = if O::WRITES { cpu.write_hit::<W>(op) } else { cpu.read_hit::<W>(op) };
+    let Some(host) = hit else { return memory_slowly::<O, W>(cpu, op, b) };
+    let (result, flags) = O::apply::<W>(cpu.flags, host.load::<W>(), b);
+    if O::WRITES {
+        host.store::<W>(result);
+    }
+    cpu.flags = flags;
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn memory_slowly<O: Binary, W: Width>(cpu: &mut Cpu, op: &Op, b: u64) -> Done {
     if !O::WRITES {
         let a = cpu.load::<W>(op)?;
         cpu.flags = O::apply::<W>(cpu.flags, a, b).1;
@@ -219,6 +249,16 @@ fn unary_register<O: Unary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 }
 
 fn unary_memory<O: Unary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let Some(host) = cpu.write_hit::<W>(op) else { return unary_memory_slowly::<O, W>(cpu, op) };
+    let (result, flags) = O::apply::<W>(cpu.flags, host.load::<W>());
+    host.store::<W>(result);
+    cpu.flags = flags;
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn unary_memory_slowly<O: Unary, W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     let address = cpu.address(op);
     let operand = cpu.open::<W>(address, op.segment)?;
     let a = cpu.peek::<W>(operand)?;

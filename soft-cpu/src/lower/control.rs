@@ -233,6 +233,17 @@ fn jump_memory<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 }
 
 fn call64(cpu: &mut Cpu, op: &Op) -> Done {
+    let rsp = cpu.gpr[reg::RSP].wrapping_sub(8);
+    let Some(host) = cpu.writes.hit::<B8>(rsp) else { return call64_slowly(cpu, op) };
+    host.store::<B8>(cpu.gpr[usize::from(slot::RIP)].wrapping_add(op.next()));
+    cpu.gpr[reg::RSP] = rsp;
+    go(cpu, op, op.imm);
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn call64_slowly(cpu: &mut Cpu, op: &Op) -> Done {
     let back = cpu.gpr[usize::from(slot::RIP)].wrapping_add(op.next());
     cpu.push64(back)?;
     go(cpu, op, op.imm);
@@ -265,6 +276,20 @@ fn call_memory<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 }
 
 fn ret64(cpu: &mut Cpu, op: &Op) -> Done {
+    let rsp = cpu.gpr[reg::RSP];
+    let Some(host) = cpu.reads.hit::<B8>(rsp) else { return ret64_slowly(cpu, op) };
+    let target = host.load::<B8>();
+    if !cpu.is_canonical(target) {
+        return Err(cpu.protect());
+    }
+    cpu.rip = target;
+    cpu.gpr[reg::RSP] = rsp.wrapping_add(8).wrapping_add(op.imm);
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn ret64_slowly(cpu: &mut Cpu, op: &Op) -> Done {
     let rsp = cpu.gpr[reg::RSP];
     let target = cpu.load_at::<B8>(rsp, slot::FLAT_STACK)?;
     allow(cpu, target)?;

@@ -162,6 +162,14 @@ fn register_immediate<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
 }
 
 fn load<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let Some(host) = cpu.read_hit::<W>(op) else { return load_slowly::<W>(cpu, op) };
+    cpu.set::<W>(op.dst, host.load::<W>());
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn load_slowly<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     let value = cpu.load::<W>(op)?;
     cpu.set::<W>(op.dst, value);
     Ok(())
@@ -200,6 +208,20 @@ fn extend_register<const SIGNED: bool, To: Width, From: Width>(cpu: &mut Cpu, op
 }
 
 fn extend_memory<const SIGNED: bool, To: Width, From: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let Some(host) = cpu.read_hit::<From>(op) else {
+        return extend_memory_slowly::<SIGNED, To, From>(cpu, op);
+    };
+    let value = extended::<SIGNED, From>(host.load::<From>());
+    cpu.set::<To>(op.dst, value & To::MASK);
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn extend_memory_slowly<const SIGNED: bool, To: Width, From: Width>(
+    cpu: &mut Cpu,
+    op: &Op,
+) -> Done {
     let value = extended::<SIGNED, From>(cpu.load::<From>(op)?);
     cpu.set::<To>(op.dst, value & To::MASK);
     Ok(())
