@@ -44,6 +44,7 @@ pub(crate) struct Linear {
 }
 
 /// What a walk has gathered.
+#[derive(Clone, Copy)]
 struct Walk {
     address: u64,
     access: Access,
@@ -70,21 +71,32 @@ impl Cpu {
         if self.cr0 & cr0::PG == 0 {
             return Ok(Linear { gpa: address & 0xffff_ffff, writable: true, large: None });
         }
-        let walk =
-            Walk { address, access, user, writable: true, for_users: true, no_execute: false };
-        if self.is_long() {
-            let root = self.cr3 & self.frame_mask();
-            self.walk_levels(walk, root, 4)
-        } else if self.cr4 & cr4::PAE != 0 {
-            #[expect(clippy::cast_possible_truncation, reason = "two bits")]
-            let pointer = self.pdptes[(address >> 30) as usize & 3];
-            if pointer & pte::PRESENT == 0 {
-                return Err(self.page_fault(&walk, 0));
+        let linear = if self.is_long() { address } else { address & 0xffff_ffff };
+        let walk = Walk {
+            address: linear,
+            access,
+            user,
+            writable: true,
+            for_users: true,
+            no_execute: false,
+        };
+        loop {
+            let found = if self.is_long() {
+                let root = self.cr3 & self.frame_mask();
+                self.walk_levels(walk, root, 4)?
+            } else if self.cr4 & cr4::PAE != 0 {
+                #[expect(clippy::cast_possible_truncation, reason = "two bits")]
+                let pointer = self.pdptes[(linear >> 30) as usize & 3];
+                if pointer & pte::PRESENT == 0 {
+                    return Err(self.page_fault(&walk, 0));
+                }
+                self.walk_levels(walk, pointer & self.frame_mask(), 2)?
+            } else {
+                self.walk_two_levels(walk)?
+            };
+            if let Some(linear) = found {
+                return Ok(linear);
             }
-            let address = address & 0xffff_ffff;
-            self.walk_levels(Walk { address, ..walk }, pointer & self.frame_mask(), 2)
-        } else {
-            self.walk_two_levels(Walk { address: address & 0xffff_ffff, ..walk })
         }
     }
 
@@ -92,13 +104,14 @@ impl Cpu {
         (1 << PHYSICAL_BITS) - PAGE
     }
 
-    /// Eight-byte entries, from `level` (4: the root of long mode, 2: below a PAE pointer) down.
+    /// Eight-byte entries, from `level` (4: the root of long mode, 2: below a PAE pointer) down. `None` when somebody
+    /// changed an entry meanwhile: from the start then.
     fn walk_levels(
         &mut self,
         mut walk: Walk,
         mut table: u64,
         mut level: u32,
-    ) -> Result<Linear, Raised> {
+    ) -> Result<Option<Linear>, Raised> {
         let reserved_high = !0 << PHYSICAL_BITS & (1 << 52) - 1;
         let reserved_high =
             if self.is_long() { reserved_high } else { reserved_high | 0x7ff << 52 };
@@ -133,8 +146,7 @@ impl Cpu {
             if entry & pte::ACCESSED == 0
                 && !self.set_bits::<B8>(at, entry, pte::ACCESSED, &walk)?
             {
-                // Somebody changed it meanwhile: look again.
-                continue;
+                return Ok(None);
             }
             table = entry & self.frame_mask();
             level -= 1;
@@ -142,32 +154,28 @@ impl Cpu {
     }
 
     /// Four-byte entries, two levels, 4 MiB pages.
-    fn walk_two_levels(&mut self, mut walk: Walk) -> Result<Linear, Raised> {
-        loop {
-            let at = self.cr3 & 0xffff_f000 | (walk.address >> 22 & 1023) << 2;
-            let entry = self.read_entry::<B4>(at, &walk)?;
-            if entry & pte::PRESENT == 0 {
-                return Err(self.page_fault(&walk, 0));
-            }
-            walk.writable = entry & pte::WRITABLE != 0;
-            walk.for_users = entry & pte::USER != 0;
-            if entry & pte::LARGE != 0 && self.cr4 & cr4::PSE != 0 {
-                return self.finish::<B4>(&walk, at, entry, 22);
-            }
-            if entry & pte::ACCESSED == 0
-                && !self.set_bits::<B4>(at, entry, pte::ACCESSED, &walk)?
-            {
-                continue;
-            }
-            let at = entry & 0xffff_f000 | (walk.address >> 12 & 1023) << 2;
-            let entry = self.read_entry::<B4>(at, &walk)?;
-            if entry & pte::PRESENT == 0 {
-                return Err(self.page_fault(&walk, 0));
-            }
-            walk.writable &= entry & pte::WRITABLE != 0;
-            walk.for_users &= entry & pte::USER != 0;
-            return self.finish::<B4>(&walk, at, entry, 12);
+    fn walk_two_levels(&mut self, mut walk: Walk) -> Result<Option<Linear>, Raised> {
+        let at = self.cr3 & 0xffff_f000 | (walk.address >> 22 & 1023) << 2;
+        let entry = self.read_entry::<B4>(at, &walk)?;
+        if entry & pte::PRESENT == 0 {
+            return Err(self.page_fault(&walk, 0));
         }
+        walk.writable = entry & pte::WRITABLE != 0;
+        walk.for_users = entry & pte::USER != 0;
+        if entry & pte::LARGE != 0 && self.cr4 & cr4::PSE != 0 {
+            return self.finish::<B4>(&walk, at, entry, 22);
+        }
+        if entry & pte::ACCESSED == 0 && !self.set_bits::<B4>(at, entry, pte::ACCESSED, &walk)? {
+            return Ok(None);
+        }
+        let at = entry & 0xffff_f000 | (walk.address >> 12 & 1023) << 2;
+        let entry = self.read_entry::<B4>(at, &walk)?;
+        if entry & pte::PRESENT == 0 {
+            return Err(self.page_fault(&walk, 0));
+        }
+        walk.writable &= entry & pte::WRITABLE != 0;
+        walk.for_users &= entry & pte::USER != 0;
+        self.finish::<B4>(&walk, at, entry, 12)
     }
 
     /// Checks rights, sets the leaf's bits.
@@ -177,7 +185,7 @@ impl Cpu {
         at: u64,
         entry: u64,
         shift: u32,
-    ) -> Result<Linear, Raised> {
+    ) -> Result<Option<Linear>, Raised> {
         if !self.allows(walk) {
             return Err(self.page_fault(walk, code::PRESENT));
         }
@@ -187,17 +195,11 @@ impl Cpu {
             wanted |= pte::DIRTY;
         }
         let mut entry = entry;
-        while entry & wanted != wanted {
-            if self.set_bits::<W>(at, entry, wanted, walk)? {
-                entry |= wanted;
-            } else {
-                // Somebody changed the leaf: if only these bits, go on, else walk anew.
-                let now = self.read_entry::<W>(at, walk)?;
-                if (now ^ entry) & !(pte::ACCESSED | pte::DIRTY) != 0 {
-                    return self.walk(walk.address, walk.access, walk.user);
-                }
-                entry = now;
+        if entry & wanted != wanted {
+            if !self.set_bits::<W>(at, entry, wanted, walk)? {
+                return Ok(None);
             }
+            entry |= wanted;
         }
         let size = 1u64 << shift;
         let frame = if shift == 22 {
@@ -207,11 +209,11 @@ impl Cpu {
             entry & self.frame_mask() & !(size - 1)
         };
         let first = walk.address & !(size - 1);
-        Ok(Linear {
+        Ok(Some(Linear {
             gpa: frame | walk.address & (size - 1),
             writable: may_write && entry & pte::DIRTY != 0,
             large: (shift > 12).then_some((first, first + (size - 1))),
-        })
+        }))
     }
 
     fn allows(&self, walk: &Walk) -> bool {
