@@ -361,10 +361,10 @@ impl Cpu {
         } else if user == (self.cpl == 3) && wrapped == address {
             match access {
                 Access::Read => self.reads.fill(address, page.host),
-                Access::Write if linear.writable && page.writable => {
-                    if !self.code.map.is_marked(page.frame) {
-                        self.writes.fill(address, page.host);
-                    }
+                Access::Write
+                    if linear.writable && page.writable && !self.code.map.is_marked(page.frame) =>
+                {
+                    self.writes.fill(address, page.host);
                 }
                 _ => {}
             }

@@ -213,6 +213,8 @@ pub struct ModelSpecific {
     pub pat: u64,
     /// MISC_ENABLE.
     pub misc_enable: u64,
+    /// SPEC_CTRL.
+    pub speculation_control: u64,
     /// Memory type ranges.
     pub memory_types: MemoryTypes,
 }

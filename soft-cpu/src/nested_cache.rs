@@ -18,7 +18,6 @@ pub(crate) struct NestedCache {
     entries: Box<[Option<Entry>; ENTRIES]>,
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
 fn index(gpa: u64) -> usize {
     (gpa / PAGE) as usize & (ENTRIES - 1)
 }

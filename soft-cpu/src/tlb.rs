@@ -56,7 +56,6 @@ impl Tlb {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
     fn index_in(view: usize, address: u64) -> usize {
         ((address / PAGE) as usize & (ENTRIES - 1) | view) & (ENTRIES * VIEWS - 1)
     }
@@ -113,10 +112,9 @@ impl Tlb {
     }
 
     /// Drops one page, in every view.
-    #[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
     pub(crate) fn flush_page(&mut self, address: u64) {
         for view in 0..VIEWS {
-            let index = (address / PAGE) as usize & (ENTRIES - 1) | view * ENTRIES;
+            let index = Self::index_in(view * ENTRIES, address);
             self.entries[index] = Entry::default();
         }
     }
@@ -144,7 +142,6 @@ impl FetchTlb {
         Self { entries: Box::new([NO_FETCH; FETCHES]) }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
     fn index(address: u64) -> usize {
         (address / PAGE) as usize & (FETCHES - 1)
     }

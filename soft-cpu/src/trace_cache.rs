@@ -84,7 +84,6 @@ fn recent_index(rip: u64) -> usize {
     (rip ^ rip >> 13) as usize & (RECENT - 1)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
 fn table_index(frame: u32, place: u32) -> usize {
     let mixed = (u64::from(frame) << 16 ^ u64::from(place)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 40) as usize & (TABLE - 1)
@@ -183,7 +182,6 @@ impl TraceCache {
         }
         let linear = self.linear(cpu);
         let page = cpu.fetch_page(linear)?;
-        #[expect(clippy::cast_possible_truncation, reason = "an offset in a page")]
         let place = (linear % PAGE) as u32 | cpu.code_key() << 12;
         if !alone {
             let number = self.table[table_index(page.frame, place)];

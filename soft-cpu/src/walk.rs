@@ -85,7 +85,6 @@ impl Cpu {
                 let root = self.cr3 & self.frame_mask();
                 self.walk_levels(walk, root, 4)?
             } else if self.cr4 & cr4::PAE != 0 {
-                #[expect(clippy::cast_possible_truncation, reason = "two bits")]
                 let pointer = self.pdptes[(linear >> 30) as usize & 3];
                 if pointer & pte::PRESENT == 0 {
                     return Err(self.page_fault(&walk, 0));
@@ -112,7 +111,7 @@ impl Cpu {
         mut table: u64,
         mut level: u32,
     ) -> Result<Option<Linear>, Raised> {
-        let reserved_high = !0 << PHYSICAL_BITS & (1 << 52) - 1;
+        let reserved_high = (!0 << PHYSICAL_BITS) & ((1 << 52) - 1);
         let reserved_high =
             if self.is_long() { reserved_high } else { reserved_high | 0x7ff << 52 };
         loop {
@@ -228,7 +227,7 @@ impl Cpu {
                 !(walk.for_users && trespass) && (walk.writable || self.cr0 & cr0::WP == 0)
             }
             (Access::Execute, false) => {
-                !walk.no_execute && !(walk.for_users && self.cr4 & cr4::SMEP != 0)
+                !(walk.no_execute || walk.for_users && self.cr4 & cr4::SMEP != 0)
             }
         }
     }

@@ -391,7 +391,7 @@ fn port_in(cpu: &mut Cpu, op: &Op) -> Done {
 fn port_out(cpu: &mut Cpu, op: &Op) -> Done {
     let (port, bytes) = port_of(cpu, op)?;
     if !cpu.surroundings.port_is_deaf(port) {
-        let value = cpu.gpr[reg::RAX] & (1 << (8 * u32::from(bytes.min(4)))) - 1;
+        let value = cpu.gpr[reg::RAX] & ((1 << (8 * u32::from(bytes.min(4)))) - 1);
         let access = DeviceAccess { at: u64::from(port), bytes, value: Some(value) };
         cpu.after = After::PortWrite(access);
         cpu.attend |= attend::AFTER;

@@ -90,6 +90,8 @@ mod leaf7_ecx {
 /// Leaf 7, EDX.
 mod leaf7_edx {
     pub(super) const FAST_SHORT_REP_MOV: u32 = 1 << 4;
+    /// Registers to restrict speculation: systems that see what ARCH_CAPABILITIES promises of IBRS use them.
+    pub(super) const IBRS: u32 = 1 << 26;
     pub(super) const ARCH_CAPABILITIES: u32 = 1 << 29;
 }
 
@@ -154,9 +156,11 @@ impl Cpu {
         let model = &self.model;
         let os_xsave = if self.cr4 & cr4::OSXSAVE == 0 { 0 } else { ecx::OSXSAVE };
         let many = if model.processors > 1 { edx::HTT } else { 0 };
+        // In units of 8 bytes.
+        let flushed_line = 64 / 8;
         Leaf {
             eax: SIGNATURE,
-            ebx: 64 / 8 << 8 | model.processors.min(255) << 16 | (model.apic_id & 0xff) << 24,
+            ebx: flushed_line << 8 | model.processors.min(255) << 16 | (model.apic_id & 0xff) << 24,
             ecx: ecx::CMPXCHG16B
                 | ecx::X2APIC
                 | ecx::TSC_DEADLINE
@@ -198,7 +202,7 @@ impl Cpu {
                 | ebx::SMAP
                 | x87_state::SELECTORS_ARE_ZERO,
             ecx: ecx::UMIP | ecx::RDPID,
-            edx: edx::FAST_SHORT_REP_MOV | edx::ARCH_CAPABILITIES,
+            edx: edx::FAST_SHORT_REP_MOV | edx::IBRS | edx::ARCH_CAPABILITIES,
         }
     }
 

@@ -10,3 +10,9 @@ mod ports;
 pub(crate) mod segments;
 
 pub use deliver::Undelivered;
+
+/// Bits of CR4 that exist.
+#[cfg(test)]
+pub(crate) fn cr4_bits() -> u64 {
+    control::CR4
+}

@@ -24,6 +24,10 @@ const PLATFORM_INFO: u32 = 0xce;
 const MTRR_CAPABILITIES: u32 = 0xfe;
 /// Which speculation flaws it does not have.
 const ARCH_CAPABILITIES: u32 = 0x10a;
+/// Restrictions of speculation.
+const SPECULATION_CONTROL: u32 = 0x48;
+/// Forgets what was predicted.
+const PREDICTION_COMMAND: u32 = 0x49;
 const SYSENTER_CS: u32 = 0x174;
 const SYSENTER_ESP: u32 = 0x175;
 const SYSENTER_EIP: u32 = 0x176;
@@ -139,6 +143,7 @@ impl Cpu {
             SYSENTER_CS => self.msr.sysenter_cs,
             SYSENTER_ESP => self.msr.sysenter_esp,
             SYSENTER_EIP => self.msr.sysenter_eip,
+            SPECULATION_CONTROL => self.msr.speculation_control,
             MISC_ENABLE => self.msr.misc_enable,
             PAT => self.msr.pat,
             EFER => self.efer,
@@ -180,6 +185,9 @@ impl Cpu {
             SYSENTER_CS => self.msr.sysenter_cs = value & 0xffff_ffff,
             SYSENTER_ESP => self.msr.sysenter_esp = self.need_canonical(value)?,
             SYSENTER_EIP => self.msr.sysenter_eip = self.need_canonical(value)?,
+            // IBRS; nothing is predicted, so there is nothing to restrict, or to forget.
+            SPECULATION_CONTROL if value & !1 == 0 => self.msr.speculation_control = value,
+            PREDICTION_COMMAND if value & !1 == 0 => {}
             MISC_ENABLE => self.msr.misc_enable = value,
             PAT if are_memory_types(value, true) => self.msr.pat = value,
             EFER => return self.write_efer(value),
@@ -247,7 +255,7 @@ impl Cpu {
         let high = !0 << crate::walk::PHYSICAL_BITS;
         let accepted = match msr {
             MTRR_DEFAULT => value & !0xcff == 0 && is_memory_type(value & 0xff, false),
-            MTRR_FIRST_VARIABLE..=MTRR_LAST_VARIABLE if msr % 2 == 0 => {
+            MTRR_FIRST_VARIABLE..=MTRR_LAST_VARIABLE if msr.is_multiple_of(2) => {
                 value & (high | 0xf00) == 0 && is_memory_type(value & 0xff, false)
             }
             MTRR_FIRST_VARIABLE..=MTRR_LAST_VARIABLE => value & (high | 0x7ff) == 0,

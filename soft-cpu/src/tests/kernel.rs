@@ -133,8 +133,7 @@ impl Guest {
         (self.reg(15), (0..6).map(|index| self.memory.read64(rsp + 8 * index)).collect())
     }
 
-    /// Runs code at privilege 0 that must end in the handler of `vector` with this error code, raised by the instruction at
-    /// the end of `assemble`'s code less `length` bytes.
+    /// Runs code at the current privilege; it must end in the handler of `vector`, with this error code.
     pub(super) fn fails_with(
         &mut self,
         vector: u64,

@@ -4,10 +4,14 @@
 
 mod basics;
 mod exchanges;
+mod hostile;
+mod interrupts;
 mod kernel;
 mod legacy;
 mod mmx;
 mod modes;
+mod paging;
+mod privilege;
 mod shifts_and_products;
 mod sse;
 mod strings;
@@ -15,8 +19,9 @@ mod system;
 mod x87;
 mod x87_state;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use iced_x86::code_asm::CodeAssembler;
 
@@ -82,12 +87,33 @@ impl Memory {
     }
 }
 
-struct Flat(Memory);
+/// What the outside does to a guest under test.
+#[derive(Default)]
+pub(crate) struct Outside {
+    /// Vectors that wait.
+    pub(crate) interrupts: Vec<u8>,
+    /// Vectors that were taken.
+    pub(crate) acknowledged: Vec<u8>,
+    /// Pages that the nested tables refuse, by address.
+    pub(crate) absent: BTreeSet<u64>,
+    /// Looks at the clock until the knock, if there is to be one.
+    pub(crate) patience: Option<u32>,
+    /// Instructions and features that were missing.
+    pub(crate) missing: Vec<String>,
+}
+
+/// Shared between a test and its guest's surroundings.
+pub(crate) type World = Arc<parking_lot::Mutex<Outside>>;
+
+struct Flat(Memory, World);
 
 impl SecondStage for Flat {
     fn translate(&mut self, gpa: u64, _access: Access) -> Result<NestedPage, NestedRefusal> {
         if gpa >= MEMORY {
             return Err(NestedRefusal::Device);
+        }
+        if self.1.lock().absent.contains(&(gpa / PAGE * PAGE)) {
+            return Err(NestedRefusal::Violation([false; 3]));
         }
         let frame = u32::try_from(gpa / PAGE).unwrap();
         Ok(NestedPage { host: self.0.page(gpa), frame, writable: true, executable: true })
@@ -102,18 +128,32 @@ impl SecondStage for Flat {
     }
 }
 
-struct Alone(u64);
+struct Alone {
+    time: u64,
+    world: World,
+    knock: Arc<AtomicU8>,
+}
 
 impl Surroundings for Alone {
     fn now(&mut self) -> u64 {
-        self.0 += 1;
-        self.0
+        self.time += 1;
+        self.time
     }
     fn poll(&mut self) -> bool {
-        false
+        let mut world = self.world.lock();
+        if let Some(patience) = &mut world.patience {
+            *patience = patience.saturating_sub(1);
+            if *patience == 0 {
+                self.knock.store(1, Ordering::Relaxed);
+            }
+        }
+        !world.interrupts.is_empty()
     }
     fn acknowledge(&mut self) -> Option<u8> {
-        None
+        let mut world = self.world.lock();
+        let vector = world.interrupts.pop()?;
+        world.acknowledged.push(vector);
+        Some(vector)
     }
     fn local_read(&mut self, _access: &DeviceAccess) -> Option<u64> {
         None
@@ -135,7 +175,7 @@ impl Surroundings for Alone {
     }
     fn set_task_priority(&mut self, _priority: u64) {}
     fn unimplemented(&mut self, rip: u64, name: &str) {
-        eprintln!("unimplemented at {rip:#x}: {name}");
+        self.world.lock().missing.push(format!("{name} at {rip:#x}"));
     }
     fn pause(&mut self) {}
 }
@@ -144,6 +184,8 @@ impl Surroundings for Alone {
 pub(crate) struct Guest {
     pub(crate) processor: Processor,
     pub(crate) memory: Memory,
+    pub(crate) world: World,
+    pub(crate) knock: Arc<AtomicU8>,
 }
 
 impl Guest {
@@ -151,8 +193,11 @@ impl Guest {
     pub(crate) fn long() -> Self {
         let memory = Memory::new();
         let frames = usize::try_from(MEMORY / PAGE).unwrap();
-        let second = Box::new(Flat(memory.clone()));
-        let mut processor = Processor::new(Box::new(Alone(0)), second, CodeMap::new(frames, 1), 0);
+        let world = World::default();
+        let knock = Arc::new(AtomicU8::new(0));
+        let second = Box::new(Flat(memory.clone(), world.clone()));
+        let alone = Box::new(Alone { time: 0, world: world.clone(), knock: knock.clone() });
+        let mut processor = Processor::new(alone, second, CodeMap::new(frames, 1), 0);
         memory.write64(ROOT, (ROOT + 0x1000) | 7);
         memory.write64(ROOT + 0x1000, (ROOT + 0x2000) | 7);
         for large in 0..512 {
@@ -172,7 +217,7 @@ impl Guest {
         cpu.gpr[reg::RDX] = 0;
         cpu.gpr[reg::RSP] = STACK;
         cpu.idtr.limit = 0;
-        Self { processor, memory }
+        Self { processor, memory, world, knock }
     }
 
     /// Runs `code`, placed at [`CODE`]; how it ended. Code that is done says `hlt` or `int3` (with no interrupt
@@ -191,7 +236,12 @@ impl Guest {
         // Not halted any more.
         self.processor.cpu.after = After::Nothing;
         self.processor.cpu.rip = CODE;
-        self.processor.run(&AtomicU8::new(0))
+        self.go_on()
+    }
+
+    /// Runs on.
+    pub(crate) fn go_on(&mut self) -> Stop {
+        self.processor.run(&self.knock)
     }
 
     /// A general register.
