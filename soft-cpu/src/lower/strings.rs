@@ -243,10 +243,23 @@ fn scan_element<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
+/// Whether the first operand of `cmps` is touched first: it matters when both fault. The manuals leave it open; AMD's
+/// processors do so in `repe cmpsb` only.
+#[inline(always)]
+fn is_first_first<W: Width>(op: &Op) -> bool {
+    W::BYTES == 1 && op.extra != 0
+}
+
 #[inline(always)]
 fn compare_element<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
-    let a = cpu.load_at::<W>(source(cpu, op), op.segment)?;
-    let b = cpu.load_at::<W>(destination(cpu, op), op.src)?;
+    let (first, second) = (source(cpu, op), destination(cpu, op));
+    let (a, b) = if is_first_first::<W>(op) {
+        let a = cpu.load_at::<W>(first, op.segment)?;
+        (a, cpu.load_at::<W>(second, op.src)?)
+    } else {
+        let b = cpu.load_at::<W>(second, op.src)?;
+        (cpu.load_at::<W>(first, op.segment)?, b)
+    };
     cpu.flags = flags::subtract::<W>(a, b, false).1;
     advance_source::<W>(cpu, op, 1);
     advance_destination::<W>(cpu, op, 1);
@@ -416,6 +429,9 @@ fn repeat_cmps<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
         let elements = most
             .min(whole_elements::<W>(cpu, op, reg::RSI, first))
             .min(whole_elements::<W>(cpu, op, reg::RDI, second));
+        if !is_first_first::<W>(op) {
+            cpu.page_for(second, op.src, Access::Read)?;
+        }
         if elements > 0
             && let Some(a) = cpu.page_for(first, op.segment, Access::Read)?
             && let Some(b) = cpu.page_for(second, op.src, Access::Read)?
