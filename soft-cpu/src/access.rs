@@ -169,6 +169,7 @@ impl Cpu {
         let in_page = room(address);
         if bytes as u64 > in_page {
             // The second page first would be wrong only in which of two faults comes first.
+            self.check_address(address.wrapping_add(in_page), segment)?;
             let low = self.load_slowly_in_page(address, segment, in_page)?;
             let rest = bytes as u64 - in_page;
             let high = self.load_slowly_in_page(self.wrap(address, in_page), segment, rest)?;
@@ -204,6 +205,7 @@ impl Cpu {
             let target = self.find(address, segment, Access::Write)?;
             return self.store_in_page(&target, address, value, bytes);
         }
+        self.check_address(address.wrapping_add(in_page), segment)?;
         let next = self.wrap(address, in_page);
         let low = self.find(address, segment, Access::Write)?;
         let high = self.find(next, segment, Access::Write)?;
@@ -243,6 +245,7 @@ impl Cpu {
                 }
             }
         } else {
+            self.check_address(address.wrapping_add(room(address)), segment)?;
             let low = self.load_at::<B8>(address, segment)?;
             (low, self.load_at::<B8>(self.wrap(address, 8), segment)?)
         };
@@ -255,6 +258,9 @@ impl Cpu {
     #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
     fn store128_slowly(&mut self, address: u64, segment: u8, value: u128) -> Result<(), Raised> {
         let (low, high) = (value as u64, (value >> 64) as u64);
+        if room(address) < 16 {
+            self.check_address(address.wrapping_add(room(address)), segment)?;
+        }
         let target = self.find(address, segment, Access::Write)?;
         if room(address) >= 16 {
             match target {
@@ -279,6 +285,9 @@ impl Cpu {
     #[inline(never)]
     fn open_slowly(&mut self, address: u64, segment: u8, bytes: usize) -> Result<Opened, Raised> {
         let in_page = room(address);
+        if bytes as u64 > in_page {
+            self.check_address(address.wrapping_add(in_page), segment)?;
+        }
         let target = self.find(address, segment, Access::Write)?;
         if bytes as u64 > in_page {
             self.find(self.wrap(address, in_page), segment, Access::Write)?;
@@ -323,13 +332,20 @@ impl Cpu {
 
     /// Finds the page of one access, and fills the TLB.
     fn find(&mut self, address: u64, segment: u8, access: Access) -> Result<Target, Raised> {
-        if !self.is_canonical(address) {
-            return Err(self.throw(match segment {
-                slot::FLAT_STACK => Exception::stack(0),
-                _ => Exception::general_protection(0),
-            }));
-        }
+        self.check_address(address, segment)?;
         self.find_as(address, access, self.cpl == 3)
+    }
+
+    /// Refuses what is no address. An access that goes on to a second page has its last byte looked at
+    /// before anything else: the exception for that one goes before a page fault in the first page.
+    fn check_address(&mut self, address: u64, segment: u8) -> Result<(), Raised> {
+        if self.is_canonical(address) {
+            return Ok(());
+        }
+        Err(self.throw(match segment {
+            slot::FLAT_STACK => Exception::stack(0),
+            _ => Exception::general_protection(0),
+        }))
     }
 
     /// The same, with the rights of a user or of the supervisor.

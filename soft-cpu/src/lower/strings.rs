@@ -203,8 +203,10 @@ fn move_element<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     let value = match cpu.reads.hit::<W>(from) {
         Some(host) => host.load::<W>(),
         None => {
-            // A device must not be read before it is certain that the element can be written.
-            if cpu.page_for(from, op.segment, Access::Read)?.is_none() {
+            // A device must not be read before it is certain that the element can be written. (None has an
+            // element that crosses a page.)
+            let is_whole = room(from) >= W::BYTES as u64;
+            if is_whole && cpu.page_for(from, op.segment, Access::Read)?.is_none() {
                 cpu.open::<W>(to, op.src)?;
             }
             cpu.load_at::<W>(from, op.segment)?
