@@ -254,6 +254,16 @@ fn a_store_that_faults_pops_nothing() {
 }
 
 #[test]
+fn an_operand_over_the_end_of_the_addresses_is_refused_before_its_page_is_looked_at() {
+    for code in [&[0xdb, 0x2b][..], &[0xdb, 0x3b], &[0xd9, 0x03]] {
+        let mut guest = guest_with_handlers();
+        guest.processor.cpu.gpr[reg::RBX] = 0x7fff_ffff_fffd;
+        run(&mut guest, &[&[0xdb, 0xe3], code]);
+        assert_eq!(vector(&guest), 13, "{code:x?}");
+    }
+}
+
+#[test]
 fn any_image_may_be_restored_and_computed_with() {
     // A multiplicative generator: deterministic garbage.
     let mut seed = 0x9e37_79b9_7f4a_7c15u64;

@@ -164,6 +164,7 @@ fn from_memory<const BYTES: usize>(cpu: &mut Cpu, op: &Op) -> Done {
     cpu.check_x87_waiting()?;
     let mut around = Around::default();
     let address = cpu.address(op);
+    cpu.check_operand(address, op.segment, BYTES)?;
     cpu.load_image(address, op.segment, &mut around.operand[..BYTES])?;
     host_x87::run(op.extra, &mut cpu.x87, &mut around);
     note(cpu, op);
@@ -174,6 +175,7 @@ fn from_memory<const BYTES: usize>(cpu: &mut Cpu, op: &Op) -> Done {
 fn to_memory<const BYTES: usize>(cpu: &mut Cpu, op: &Op) -> Done {
     cpu.check_x87_waiting()?;
     let address = cpu.address(op);
+    cpu.check_operand(address, op.segment, BYTES)?;
     cpu.open_image(address, op.segment, BYTES)?;
     let mut around = Around::default();
     let mut unit = cpu.x87.clone();

@@ -118,6 +118,7 @@ fn load_environment<const BYTES: usize>(cpu: &mut Cpu, op: &Op) -> Done {
     cpu.check_x87_waiting()?;
     let mut image = [0; LARGE];
     let address = cpu.address(op);
+    cpu.check_ends(address, op.segment, BYTES)?;
     cpu.load_image(address, op.segment, &mut image[..BYTES])?;
     let real = is_real(cpu);
     read_environment::<BYTES>(&mut cpu.x87, real, &image);
@@ -143,6 +144,7 @@ fn restore<const BYTES: usize>(cpu: &mut Cpu, op: &Op) -> Done {
     cpu.check_x87_waiting()?;
     let mut image = [0; LARGE + REGISTERS];
     let address = cpu.address(op);
+    cpu.check_ends(address, op.segment, BYTES + REGISTERS)?;
     cpu.load_image(address, op.segment, &mut image[..BYTES + REGISTERS])?;
     let real = is_real(cpu);
     read_environment::<BYTES>(&mut cpu.x87, real, &image);

@@ -1,8 +1,8 @@
 //! Operands of tens to hundreds of bytes.
 
 use crate::access::room;
-use crate::cpu::Cpu;
-use crate::event::Raised;
+use crate::cpu::{Cpu, slot};
+use crate::event::{Access, Exception, Raised};
 use crate::width::{B1, B2, B4, B8};
 
 impl Cpu {
@@ -37,6 +37,37 @@ impl Cpu {
                 1
             };
         }
+        Ok(())
+    }
+
+    /// Refuses an operand that runs over the end of the addresses there are, before any page is looked at.
+    #[inline(always)]
+    pub(crate) fn check_operand(
+        &mut self,
+        address: u64,
+        segment: u8,
+        bytes: usize,
+    ) -> Result<(), Raised> {
+        if self.is_canonical(address.wrapping_add((bytes as u64).wrapping_sub(1))) {
+            return Ok(());
+        }
+        Err(self.throw(match segment {
+            slot::FLAT_STACK => Exception::stack(0),
+            _ => Exception::general_protection(0),
+        }))
+    }
+
+    /// Makes sure that `bytes` bytes at `address` may be read: the first, then the last, as AMD's processors look at
+    /// an environment. So CR2 is theirs too, where the second page is missing.
+    pub(crate) fn check_ends(
+        &mut self,
+        address: u64,
+        segment: u8,
+        bytes: usize,
+    ) -> Result<(), Raised> {
+        self.page_for(address, segment, Access::Read)?;
+        let last = address.wrapping_add((bytes as u64).wrapping_sub(1));
+        self.page_for(last, segment, Access::Read)?;
         Ok(())
     }
 
