@@ -61,3 +61,29 @@ impl Lanes {
         })
     }
 }
+
+/// Differences in the even elements, sums in the others: all are sums, some of the negated source.
+pub(crate) fn alternating(bytes: u32, destination: u128, source: u128) -> (Lanes, u128, u128) {
+    let signs = if bytes == 4 { 0x8000_0000_0000_0000_8000_0000 } else { 1 << 63 };
+    let operation = Arithmetic::Add;
+    (Lanes { operation, from: bytes, to: bytes, count: 16 / bytes }, destination, source ^ signs)
+}
+
+/// Each even element with its neighbour above: first the destination's, then the source's.
+pub(crate) fn neighbours(
+    operation: Arithmetic,
+    bytes: u32,
+    destination: u128,
+    source: u128,
+) -> (Lanes, u128, u128) {
+    let (bits, count) = (8 * bytes, 16 / bytes);
+    let every_other = |first: u32| {
+        (0..count).fold(0, |all, lane| {
+            let (from, pair) =
+                if lane < count / 2 { (destination, lane) } else { (source, lane - count / 2) };
+            let element = from >> ((2 * pair + first) * bits) & (u128::MAX >> (128 - bits));
+            all | element << (lane * bits)
+        })
+    };
+    (Lanes { operation, from: bytes, to: bytes, count }, every_other(0), every_other(1))
+}

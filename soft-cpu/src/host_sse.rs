@@ -14,7 +14,7 @@
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
 
-use crate::float_lanes::{Arithmetic, Lanes, is_denormal};
+use crate::float_lanes::{self, Arithmetic, Lanes, is_denormal};
 
 /// MXCSR as Rust wants it.
 const HOST: u32 = mxcsr::ALL_MASKED;
@@ -97,6 +97,10 @@ plain! {
     Psrlw "psrlw" Psrld "psrld" Psrlq "psrlq" Psraw "psraw" Psrad "psrad"
     Packsswb "packsswb" Packssdw "packssdw" Packuswb "packuswb"
     Punpcklbw "punpcklbw" Punpcklwd "punpcklwd" Punpckldq "punpckldq" Punpcklqdq "punpcklqdq"
+    Pshufb "pshufb" Phaddw "phaddw" Phaddd "phaddd" Phaddsw "phaddsw"
+    Phsubw "phsubw" Phsubd "phsubd" Phsubsw "phsubsw" Pmaddubsw "pmaddubsw" Pmulhrsw "pmulhrsw"
+    Psignb "psignb" Psignw "psignw" Psignd "psignd" Pabsb "pabsb" Pabsw "pabsw" Pabsd "pabsd"
+    Movsldup "movsldup" Movshdup "movshdup"
     Punpckhbw "punpckhbw" Punpckhwd "punpckhwd" Punpckhdq "punpckhdq" Punpckhqdq "punpckhqdq"
 }
 
@@ -187,12 +191,18 @@ macro_rules! alone {
 static HOST_MXCSR: u32 = HOST;
 
 macro_rules! floats {
-    ($($name:ident $text:literal $($predicate:literal)? $([$operation:ident $from:literal $to:literal $count:literal])?)*) => {$(
+    ($($name:ident $text:literal $($predicate:literal)? $([$operation:ident $from:literal $to:literal $count:literal])? $({$lanes:expr})?)*) => {$(
         pub(crate) struct $name;
         impl Float for $name {
             type Destination = u128;
             type Source = u128;
             type Result = u128;
+
+            $(
+                fn lanes(destination: u128, source: u128) -> Option<(Lanes, u128, u128)> {
+                    Some($lanes(destination, source))
+                }
+            )?
 
             $(
                 fn lanes(destination: u128, source: u128) -> Option<(Lanes, u128, u128)> {
@@ -232,6 +242,12 @@ floats! {
     Subps "subps" [Subtract 4 4 4] Subpd "subpd" [Subtract 8 8 2] Subss "subss" [Subtract 4 4 1] Subsd "subsd" [Subtract 8 8 1]
     Mulps "mulps" [Multiply 4 4 4] Mulpd "mulpd" [Multiply 8 8 2] Mulss "mulss" [Multiply 4 4 1] Mulsd "mulsd" [Multiply 8 8 1]
     Divps "divps" [Divide 4 4 4] Divpd "divpd" [Divide 8 8 2] Divss "divss" [Divide 4 4 1] Divsd "divsd" [Divide 8 8 1]
+    Addsubps "addsubps" {|a, b| float_lanes::alternating(4, a, b)}
+    Addsubpd "addsubpd" {|a, b| float_lanes::alternating(8, a, b)}
+    Haddps "haddps" {|a, b| float_lanes::neighbours(Arithmetic::Add, 4, a, b)}
+    Haddpd "haddpd" {|a, b| float_lanes::neighbours(Arithmetic::Add, 8, a, b)}
+    Hsubps "hsubps" {|a, b| float_lanes::neighbours(Arithmetic::Subtract, 4, a, b)}
+    Hsubpd "hsubpd" {|a, b| float_lanes::neighbours(Arithmetic::Subtract, 8, a, b)}
     Minps "minps" Minpd "minpd" Minss "minss" Minsd "minsd"
     Maxps "maxps" Maxpd "maxpd" Maxss "maxss" Maxsd "maxsd"
     Sqrtps "sqrtps" Sqrtpd "sqrtpd" Sqrtss "sqrtss" Sqrtsd "sqrtsd"

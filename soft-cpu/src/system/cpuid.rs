@@ -161,7 +161,8 @@ impl Cpu {
         Leaf {
             eax: SIGNATURE,
             ebx: flushed_line << 8 | model.processors.min(255) << 16 | (model.apic_id & 0xff) << 24,
-            ecx: ecx::CMPXCHG16B
+            ecx: sse::advertised_ecx()
+                | ecx::CMPXCHG16B
                 | ecx::X2APIC
                 | ecx::TSC_DEADLINE
                 | ecx::XSAVE

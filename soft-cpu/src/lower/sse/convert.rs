@@ -1,8 +1,9 @@
 //! Conversions between numbers of several kinds.
 
-use iced_x86::{Code, Instruction, OpKind};
+use iced_x86::{Code, Instruction};
 
 use super::float::{Binary, calculate, double, packed, single};
+use super::third::mm;
 use super::{Aligned, General, Register, Short, Source, get, high, joined, low, permit, set, xmm};
 use crate::cpu::Cpu;
 use crate::event::Raised;
@@ -72,14 +73,6 @@ where
     }
     op.src = register(i, 1)?;
     Some(run_from_general::<O, General<W>>)
-}
-
-/// The number of operand `which`, an MMX register.
-fn mm(i: &Instruction, which: u32) -> Option<u8> {
-    let register = i.op_register(which);
-    (i.op_kind(which) == OpKind::Register && register.is_mm())
-        .then(|| u8::try_from(register.number()).ok())
-        .flatten()
 }
 
 fn from_mmx<O: Binary, const KEEPS_HIGH: bool>(i: &Instruction, op: &mut Op) -> Option<Handler> {

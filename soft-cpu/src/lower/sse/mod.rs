@@ -1,4 +1,4 @@
-//! SSE and SSE2: what works on the sixteen 128-bit registers.
+//! SSE to SSSE3: what works on the sixteen 128-bit registers.
 //!
 //! A handler is compiled for each operation and each kind of source ([`Source`]). The operations themselves are the
 //! host's ([`crate::host_sse`]).
@@ -8,6 +8,7 @@ mod float;
 mod integer;
 mod moves;
 mod shuffle;
+mod third;
 mod unmasked;
 
 use std::marker::PhantomData;
@@ -24,12 +25,18 @@ use crate::width::Width;
 /// What works, as bits of CPUID leaf 1's EDX (Intel SDM vol. 2, `CPUID`): SSE and SSE2.
 pub(crate) const ADVERTISED_EDX: u32 = 1 << 25 | 1 << 26;
 
+/// The same for ECX: SSE3 and SSSE3, if the host has them.
+pub(crate) fn advertised_ecx() -> u32 {
+    third::advertised()
+}
+
 pub(super) fn lower(i: &Instruction, op: &mut Op, _place: &Place) -> Option<Found> {
     let handler = moves::lower(i, op)
         .or_else(|| integer::lower(i, op))
         .or_else(|| shuffle::lower(i, op))
         .or_else(|| float::lower(i, op))
-        .or_else(|| convert::lower(i, op));
+        .or_else(|| convert::lower(i, op))
+        .or_else(|| third::lower(i, op));
     goes_on(handler?)
 }
 

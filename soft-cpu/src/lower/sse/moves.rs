@@ -144,7 +144,7 @@ fn masked(i: &Instruction, op: &mut Op) -> Option<Handler> {
 }
 
 /// The destination becomes the source; what a short one lacks is zero.
-fn whole<S: Source>(cpu: &mut Cpu, op: &Op) -> Done {
+pub(super) fn whole<S: Source>(cpu: &mut Cpu, op: &Op) -> Done {
     permit(cpu)?;
     let value = S::read(cpu, op)?;
     set(cpu, op.dst, value);

@@ -5,6 +5,7 @@ mod exceptions;
 mod float;
 mod integer;
 mod moves;
+mod third;
 
 use iced_x86::code_asm::*;
 
