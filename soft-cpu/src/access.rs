@@ -173,9 +173,21 @@ impl Cpu {
             let low = self.load_slowly_in_page(address, segment, in_page)?;
             let rest = bytes as u64 - in_page;
             let high = self.load_slowly_in_page(self.wrap(address, in_page), segment, rest)?;
+            self.check_alignment(address, bytes as u64)?;
             return Ok(low | high << (8 * in_page));
         }
-        self.load_slowly_in_page(address, segment, bytes as u64)
+        let value = self.load_slowly_in_page(address, segment, bytes as u64)?;
+        self.check_alignment(address, bytes as u64)?;
+        Ok(value)
+    }
+
+    /// Raises #AC where that is on: after a page fault, before anything is changed. Such a user's translations are never
+    /// cached ([`View::Strict`](crate::tlb::View)), so that every access of theirs comes here.
+    fn check_alignment(&mut self, address: u64, bytes: u64) -> Result<(), Raised> {
+        if self.is_strict() && matches!(bytes, 2 | 4 | 8) && address % bytes != 0 {
+            return Err(self.throw(Exception::ALIGNMENT));
+        }
+        Ok(())
     }
 
     fn load_slowly_in_page(
@@ -203,12 +215,14 @@ impl Cpu {
         let bytes = bytes as u64;
         if bytes <= in_page {
             let target = self.find(address, segment, Access::Write)?;
+            self.check_alignment(address, bytes)?;
             return self.store_in_page(&target, address, value, bytes);
         }
         self.check_address(address.wrapping_add(in_page), segment)?;
         let next = self.wrap(address, in_page);
         let low = self.find(address, segment, Access::Write)?;
         let high = self.find(next, segment, Access::Write)?;
+        self.check_alignment(address, bytes)?;
         self.store_in_page(&low, address, value, in_page)?;
         self.store_in_page(&high, next, value >> (8 * in_page), bytes - in_page)
     }
@@ -291,8 +305,10 @@ impl Cpu {
         let target = self.find(address, segment, Access::Write)?;
         if bytes as u64 > in_page {
             self.find(self.wrap(address, in_page), segment, Access::Write)?;
+            self.check_alignment(address, bytes as u64)?;
             return Ok(Opened::Elsewhere(address));
         }
+        self.check_alignment(address, bytes as u64)?;
         match target {
             Target::Memory(page, frame) if !self.code.map.is_marked(frame) => {
                 Ok(Opened::Memory(page.at(address)))
@@ -516,6 +532,8 @@ impl Cpu {
             {
                 Ok(None)
             }
+            // Element by element, each looked at.
+            Target::Memory(..) if self.is_strict() => Ok(None),
             Target::Memory(page, _) => Ok(Some(page.at(address))),
             Target::Device(_) => Ok(None),
         }

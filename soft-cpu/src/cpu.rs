@@ -578,6 +578,7 @@ impl Cpu {
     pub fn view_changed(&mut self) {
         let trespasses = self.cr4 & cr4::SMAP != 0 && self.has(flags::AC);
         let view = match (self.cpl, trespasses) {
+            (3, _) if self.is_strict() => View::Strict,
             (3, _) => View::User,
             (_, true) => View::Trespasser,
             (_, false) => View::Supervisor,
@@ -585,6 +586,11 @@ impl Cpu {
         self.reads.see_as(view);
         self.writes.see_as(view);
         self.context_changed();
+    }
+
+    /// Whether accesses that are not aligned raise #AC (Intel SDM vol. 3, "Alignment Check Exception").
+    pub(crate) fn is_strict(&self) -> bool {
+        self.cpl == 3 && self.has(flags::AC) && self.cr0 & cr0::AM != 0
     }
 
     /// What decoded instructions depend on besides their bytes: part of a trace's key.

@@ -36,6 +36,8 @@ pub(crate) enum View {
     User = 1,
     /// CPL below 3, AC set, while SMAP is on.
     Trespasser = 2,
+    /// CPL 3 with alignment checks on: nothing is cached, so that every access is looked at.
+    Strict = 3,
 }
 
 impl Tlb {
@@ -89,6 +91,9 @@ impl Tlb {
     }
 
     pub(crate) fn fill(&mut self, address: u64, page: HostPage) {
+        if self.view == View::Strict as usize * ENTRIES {
+            return;
+        }
         self.fill_at(self.index(address), address, page);
     }
 

@@ -106,3 +106,29 @@ fn a_device_is_asked_and_the_instruction_done_again() {
     assert_eq!(guest.processor.run(&0.into()), Stop::TripleFault);
     assert!(!guest.processor.owes_completion());
 }
+
+#[test]
+fn a_misaligned_access_is_an_alignment_check_for_users_who_asked_for_it() {
+    use crate::cpu::cr0;
+    use crate::flags;
+    for (is_on, offset, vector) in [(true, 1, 17), (true, 4, 0), (false, 1, 0)] {
+        let mut guest = Guest::with_kernel();
+        guest.become_user();
+        if is_on {
+            guest.processor.cpu.cr0 |= cr0::AM;
+            guest.processor.cpu.mode_changed();
+        }
+        let rflags = guest.processor.cpu.rflags() | flags::AC;
+        guest.processor.cpu.set_rflags(rflags);
+        let stop = guest.run_user(|a| {
+            a.mov(rbx, DATA + offset).unwrap();
+            // The first one would fill a translation that the second must not hit.
+            a.mov(al, byte_ptr(rbx)).unwrap();
+            a.mov(eax, dword_ptr(rbx)).unwrap();
+            a.add(dword_ptr(rbx), eax).unwrap();
+            a.ud2().unwrap();
+        });
+        let (seen, _) = guest.handled(stop);
+        assert_eq!(seen, if vector == 0 { 6 } else { vector }, "{is_on} {offset}");
+    }
+}
