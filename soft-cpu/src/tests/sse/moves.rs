@@ -131,15 +131,29 @@ fn sixteen_bytes_across_pages_are_whole() {
 #[test]
 fn a_store_that_faults_in_its_second_page_leaves_the_first_alone() {
     let mut guest = Guest::long();
-    // The last page of memory, then a device.
-    let last = crate::tests::MEMORY - 8;
-    guest.memory.write64(last, 0x5555);
+    // The second large page, in the third table from the root.
+    guest.memory.write64(0x3000 + 8, 0);
+    let end = 2 << 20;
+    guest.memory.write64(end - 8, 0x5555);
     guest.processor.cpu.xmm[3] = B;
-    guest.processor.cpu.gpr[7] = last;
-    // Nothing is mapped beyond 1 GiB.
-    guest.processor.cpu.gpr[6] = (1 << 30) - 8;
-    assert_eq!(raised(&mut guest, |a| a.movdqu(xmmword_ptr(rsi), xmm3)), Some(14));
-    assert_eq!(guest.processor.cpu.cr2, 0, "set on delivery only");
+    guest.processor.cpu.xmm[4] = u128::MAX;
+    guest.processor.cpu.gpr[7] = end - 8;
+    assert_eq!(raised(&mut guest, |a| a.movdqu(xmmword_ptr(rdi), xmm3)), Some(14));
+    assert_eq!(raised(&mut guest, |a| a.movdqu(xmm3, xmmword_ptr(rdi))), Some(14));
+    assert_eq!(raised(&mut guest, |a| a.maskmovdqu(xmm3, xmm4)), Some(14));
+    assert_eq!(guest.memory.read64(end - 8), 0x5555);
+    assert_eq!(guest.processor.cpu.xmm[3], B);
+    // Nothing of the second page is wanted.
+    guest.processor.cpu.xmm[4] = u128::from(u64::MAX);
+    assert_eq!(raised(&mut guest, |a| a.maskmovdqu(xmm3, xmm4)), None);
+    assert_eq!(guest.memory.read(end - 8, 8), B.to_le_bytes()[..8]);
+}
+
+#[test]
+fn a_store_that_ends_in_a_device_gives_it_its_half() {
+    let mut guest = Guest::long();
+    guest.processor.cpu.xmm[3] = B;
+    guest.processor.cpu.gpr[7] = crate::tests::MEMORY - 8;
     let stop = guest.run(|a| {
         a.movdqu(xmmword_ptr(rdi), xmm3).unwrap();
         a.ud2().unwrap();
@@ -147,6 +161,9 @@ fn a_store_that_faults_in_its_second_page_leaves_the_first_alone() {
     let Stop::Mmio(write) = stop else { panic!("{stop:?}") };
     assert_eq!((write.at, write.bytes), (crate::tests::MEMORY, 8));
     assert_eq!(write.value, u64::try_from(B >> 64).ok());
+    guest.processor.answer(0);
+    assert_eq!(guest.processor.run(&0.into()), Stop::TripleFault);
+    assert_eq!(guest.memory.read(crate::tests::MEMORY - 8, 8), B.to_le_bytes()[..8]);
 }
 
 #[test]
