@@ -47,7 +47,8 @@ impl SoftVcpu {
             completed: space.completed(),
             filled_at: filled_at.clone(),
         };
-        let apic = LocalApic::new(id.0.into(), id.0 == 0);
+        let apic = LocalApic::new(id.0.into(), id.0 == 0)
+            .with_address_bits(u8::try_from(soft_cpu::PHYSICAL_BITS).expect("below 64"));
         let own = Arc::new(Mutex::new(Own { apic, signals: Signals::default() }));
         let nearby = Nearby { vcpu: id, common: common.clone(), own: own.clone(), spins: 0 };
         let mut processor =
