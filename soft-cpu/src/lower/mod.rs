@@ -171,6 +171,10 @@ fn fill_memory(instruction: &Instruction, op: &mut Op, place: &Place) -> Option<
         return Some(());
     }
     let base = instruction.memory_base();
+    if op.segment == slot::ZERO && matches!(base, Register::RSP | Register::RBP) {
+        // Prefixes that name a flat segment are ignored: the base register alone makes it a stack's.
+        op.segment = slot::FLAT_STACK;
+    }
     let index = instruction.memory_index();
     op.scale = u8::try_from(instruction.memory_index_scale().trailing_zeros()).ok()?;
     let displacement = instruction.memory_displacement64();
@@ -224,8 +228,7 @@ pub(crate) fn segment_slot(segment: Register, place: &Place) -> u8 {
         _ => 3,
     };
     match (place.code_size, number) {
-        (CodeSize::Bits64, 2) => slot::FLAT_STACK,
-        (CodeSize::Bits64, 0 | 1 | 3) => slot::ZERO,
+        (CodeSize::Bits64, 0..=3) => slot::ZERO,
         _ => slot::SEGMENTS + number,
     }
 }

@@ -192,3 +192,36 @@ fn frames_enclose_others() {
     assert_eq!(guest.reg(reg::RAX), frame - 16 - 0x20);
     assert_eq!((guest.reg(reg::RBP), guest.reg(reg::RSP)), (DATA, super::STACK));
 }
+
+#[test]
+fn what_is_no_address_is_a_stack_fault_by_its_base_alone() {
+    // bts [base], r12 with a bit that is far outside: rcx; rcx with ss; rbp; rbp with ds.
+    let cases: [(&[u8], u32); 4] = [
+        (&[0x4c, 0x0f, 0xab, 0x21], 13),
+        (&[0x36, 0x4c, 0x0f, 0xab, 0x21], 13),
+        (&[0x4c, 0x0f, 0xab, 0x65, 0], 12),
+        (&[0x3e, 0x4c, 0x0f, 0xab, 0x65, 0], 12),
+    ];
+    for (bytes, vector) in cases {
+        let mut guest = Guest::long();
+        let cpu = &mut guest.processor.cpu;
+        cpu.gpr[12] = 1 << 62;
+        // A gate for the one that is expected, and none for the other.
+        cpu.idtr.base = DATA;
+        cpu.idtr.limit = 16 * 14 - 1;
+        let mut gate = [0u8; 16];
+        gate[2] = 8;
+        gate[5] = 0x8e;
+        let handler = CODE + 0x100 * u64::from(vector);
+        gate[..2].copy_from_slice(&handler.to_le_bytes()[..2]);
+        gate[6..8].copy_from_slice(&handler.to_le_bytes()[2..4]);
+        guest.memory.write(DATA + 16 * u64::from(vector), &gate);
+        // A code segment for it.
+        guest.processor.cpu.gdtr.base = DATA + 0x1000;
+        guest.memory.write64(DATA + 0x1008, 0x00af_9b00_0000_ffff);
+        // mov al, 1; hlt
+        guest.memory.write(handler, &[0xb0, 1, 0xf4]);
+        assert_eq!(guest.run_bytes(bytes), Stop::Halted, "{bytes:x?}");
+        assert_eq!(guest.reg(reg::RAX), 1, "{bytes:x?}");
+    }
+}
