@@ -181,3 +181,34 @@ fn an_underflow_that_is_not_masked_is_inexact_only_if_rounding_alone_lost_someth
     assert_eq!(under(unmasked, 7, tiny(some), code), (Some(19), 7, unmasked | UE));
     assert_eq!(under(unmasked, 7, tiny(1.0 / 3.0), code), (Some(19), 7, unmasked | UE | PE));
 }
+
+#[test]
+fn nothing_rare_is_missed_once_an_inexact_result_is_flagged() {
+    // The flags of ordinary results are not looked at then.
+    let control = ALL_MASKED | PE;
+    let denormal = f64::from_bits(1);
+    let least = f64::MIN_POSITIVE;
+    type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let cases: [(Code, f64, f64, u32); 16] = [
+        (|c| c.addsd(xmm1, xmm9), 1.0, denormal, DE),
+        (|c| c.addsd(xmm1, xmm9), denormal, 1.0, DE),
+        (|c| c.addpd(xmm1, xmm9), f64::MAX, f64::MAX, OE),
+        (|c| c.addpd(xmm1, xmm9), f64::INFINITY, f64::NEG_INFINITY, IE),
+        (|c| c.subsd(xmm1, xmm9), 3.0, 3.0, 0),
+        (|c| c.mulsd(xmm1, xmm9), least, 0.3, UE),
+        (|c| c.mulsd(xmm1, xmm9), 1e-200, 1e-200, UE),
+        (|c| c.mulpd(xmm1, xmm9), 1e200, 1e200, OE),
+        (|c| c.divsd(xmm1, xmm9), 1.0, 0.0, ZE),
+        (|c| c.divsd(xmm1, xmm9), 0.0, 0.0, IE),
+        (|c| c.cvtsd2ss(xmm1, xmm9), 0.0, 1e-300, UE),
+        (|c| c.cvtsd2ss(xmm1, xmm9), 0.0, 1e300, OE),
+        (|c| c.ucomisd(xmm1, xmm9), 1.0, denormal, DE),
+        (|c| c.comisd(xmm1, xmm9), 1.0, f64::NAN, IE),
+        (|c| c.cvttsd2si(eax, xmm9), 0.0, 1e10, IE),
+        (|c| c.cvtsd2si(rax, xmm9), 0.0, 1e10, 0),
+    ];
+    for (at, (code, a, b, flag)) in cases.into_iter().enumerate() {
+        let (_, _, after) = under(control, of_doubles([a, 1.0]), of_doubles([b, 1.0]), code);
+        assert_eq!(after, control | flag, "case {at}");
+    }
+}
