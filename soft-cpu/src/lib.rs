@@ -24,8 +24,9 @@
 //! # What is not here
 //!
 //! Segment limits are not checked outside descriptor tables (as far as 64-bit systems use segments, they have none); no
-//! virtual-8086 mode, task gates, 5-level paging, nested virtualisation, debug-register breakpoints. An x87 error is #MF
-//! whatever CR0.NE says: there is no FERR# line.
+//! virtual-8086 mode, task switches, 5-level paging, nested virtualisation, debug-register breakpoints (the registers keep
+//! what is written), alignment checks (#AC), machine checks, performance counters. An x87 error is #MF whatever
+//! CR0.NE says: there is no FERR# line.
 
 mod access;
 mod checker;

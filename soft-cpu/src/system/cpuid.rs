@@ -95,6 +95,11 @@ mod leaf7_edx {
     pub(super) const ARCH_CAPABILITIES: u32 = 1 << 29;
 }
 
+/// Leaf 7, subleaf 2, EDX: SPEC_CTRL can keep users' branch history out of the kernel. There is none to keep out; but
+/// stock Linux 6.1 and 6.12 that see a hypervisor run a loop of branches at every system call without this bit, whatever
+/// ARCH_CAPABILITIES says (BHI_NO).
+const BHI_CONTROL: u32 = 1 << 4;
+
 /// Twelve characters, as three registers hold them.
 fn registers_of(text: &[u8; 12]) -> [u32; 3] {
     let at = |from: usize| {
@@ -128,7 +133,7 @@ impl Cpu {
             // One descriptor: "see leaf 4"; another: no TLB information.
             2 => Leaf { eax: 0x00ff_ff01, ..Leaf::default() },
             4 => self.caches(subleaf),
-            7 if subleaf == 0 => Self::more_features(),
+            7 => Self::more_features(subleaf),
             0xb => self.topology(subleaf),
             0xd => Self::saved_state(subleaf),
             // 25 MHz times 40: the time-stamp counter counts nanoseconds.
@@ -190,12 +195,18 @@ impl Cpu {
         }
     }
 
-    fn more_features() -> Leaf {
+    fn more_features(subleaf: u32) -> Leaf {
         use leaf7_ebx as ebx;
         use leaf7_ecx as ecx;
         use leaf7_edx as edx;
+        match subleaf {
+            0 => {}
+            2 => return Leaf { edx: BHI_CONTROL, ..Leaf::default() },
+            _ => return Leaf::default(),
+        }
         Leaf {
-            eax: 0,
+            // The last subleaf.
+            eax: 2,
             ebx: ebx::FSGSBASE
                 | ebx::TSC_ADJUST
                 | ebx::SMEP

@@ -26,6 +26,9 @@ const MTRR_CAPABILITIES: u32 = 0xfe;
 const ARCH_CAPABILITIES: u32 = 0x10a;
 /// Restrictions of speculation.
 const SPECULATION_CONTROL: u32 = 0x48;
+const IBRS: u64 = 1 << 0;
+/// No branch history of users' in the kernel.
+const BHI_DIS_S: u64 = 1 << 10;
 /// Forgets what was predicted.
 const PREDICTION_COMMAND: u32 = 0x49;
 const SYSENTER_CS: u32 = 0x174;
@@ -185,8 +188,10 @@ impl Cpu {
             SYSENTER_CS => self.msr.sysenter_cs = value & 0xffff_ffff,
             SYSENTER_ESP => self.msr.sysenter_esp = self.need_canonical(value)?,
             SYSENTER_EIP => self.msr.sysenter_eip = self.need_canonical(value)?,
-            // IBRS; nothing is predicted, so there is nothing to restrict, or to forget.
-            SPECULATION_CONTROL if value & !1 == 0 => self.msr.speculation_control = value,
+            // Nothing is predicted, so there is nothing to restrict, or to forget.
+            SPECULATION_CONTROL if value & !(IBRS | BHI_DIS_S) == 0 => {
+                self.msr.speculation_control = value
+            }
             PREDICTION_COMMAND if value & !1 == 0 => {}
             MISC_ENABLE => self.msr.misc_enable = value,
             PAT if are_memory_types(value, true) => self.msr.pat = value,

@@ -173,10 +173,11 @@ fn a_step_whose_trap_meets_a_nested_fault_traps_exactly_once() {
 #[test]
 fn the_load_of_ss_keeps_interrupts_away_from_the_next_instruction() {
     let mut guest = Guest::with_kernel();
-    guest.processor.cpu.set_rflags(flags::IF);
-    // The interrupt comes with the first look at the clock after `mov ss`: as a message would, by the handler of #UD.
+    guest.world.lock().interrupts = vec![0x40];
+    // What keeps it away from `mov ss` is `sti`, and from `ud2` is `mov ss`.
     let stop = guest.run(|a| {
         a.mov(eax, 0x10).unwrap();
+        a.sti().unwrap();
         a.mov(ss, eax).unwrap();
         a.ud2().unwrap();
     });

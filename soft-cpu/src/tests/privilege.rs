@@ -152,7 +152,7 @@ fn model_specific_registers_keep_what_fits_and_refuse_the_rest() {
         (0x250, 0x0606_0606_0606_0006),
         (0x174, 0x10),
         (0x175, canonical),
-        (0x48, 1),
+        (0x48, 1 | 1 << 10),
         (0x3b, 1 << 40),
     ];
     for (msr, value) in accepted {
