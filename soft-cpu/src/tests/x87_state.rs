@@ -319,6 +319,17 @@ fn frstor_reads_what_fnsave_wrote_in_both_sizes() {
     }
 }
 
+#[test]
+fn an_environment_over_a_missing_page_names_its_last_byte() {
+    for (before, named) in [(6, 0x40_0015), (1, 0x40_0000)] {
+        let mut guest = guest_with_handlers();
+        guest.memory.write64(0x3000 + 16, 0);
+        guest.processor.cpu.gpr[reg::RDI] = 0x40_0000 - before;
+        guest.run_bytes(&[0xd9, 0x27, 0x0f, 0x0b]);
+        assert_eq!((vector(&guest), guest.processor.cpu.cr2), (14, named));
+    }
+}
+
 /// With XSAVE switched on, and both components.
 fn guest_with_xsave() -> Guest {
     let mut guest = guest_with_handlers();

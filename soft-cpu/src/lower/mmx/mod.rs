@@ -105,21 +105,22 @@ fn handler(i: &Instruction, op: &mut Op) -> Option<Handler> {
             Some(store_masked)
         }
         mnemonic => {
-            op.dst = mm(0)?;
-            let second = if let Some(by) = immediate(i, 1) {
-                op.imm = by & 0xff;
-                Second::Immediate
-            } else if let Some(src) = mm(1) {
-                op.src = src;
-                Second::Register
-            } else {
-                match (is_memory(i, 1), memory_bytes) {
-                    (true, 4) => Second::Double,
-                    (true, 8) => Second::Quad,
-                    _ => return None,
-                }
+            let dst = mm(0)?;
+            let second = match (immediate(i, 1), mm(1), is_memory(i, 1), memory_bytes) {
+                (Some(_), ..) => Second::Immediate,
+                (_, Some(_), ..) => Second::Register,
+                (_, _, true, 4) => Second::Double,
+                (_, _, true, 8) => Second::Quad,
+                _ => return None,
             };
-            pick(mnemonic, second)
+            // Nothing is filled in for what another family carries out.
+            let run = pick(mnemonic, second)?;
+            op.dst = dst;
+            op.src = mm(1).unwrap_or(op.src);
+            if let Some(by) = immediate(i, 1) {
+                op.imm = by & 0xff;
+            }
+            Some(run)
         }
     }
 }

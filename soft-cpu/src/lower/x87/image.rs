@@ -57,8 +57,8 @@ impl Cpu {
         }))
     }
 
-    /// Makes sure that `bytes` bytes at `address` may be read: the first, then the last, as AMD's processors look at
-    /// an environment. So CR2 is theirs too, where the second page is missing.
+    /// Makes sure that `bytes` bytes at `address` may be read: the first word, then the last byte, as AMD's
+    /// processors look at an environment. So CR2 is theirs too, where the second page is missing.
     pub(crate) fn check_ends(
         &mut self,
         address: u64,
@@ -66,6 +66,7 @@ impl Cpu {
         bytes: usize,
     ) -> Result<(), Raised> {
         self.page_for(address, segment, Access::Read)?;
+        self.page_for(address.wrapping_add(1), segment, Access::Read)?;
         let last = address.wrapping_add((bytes as u64).wrapping_sub(1));
         self.page_for(last, segment, Access::Read)?;
         Ok(())
