@@ -163,10 +163,13 @@ pub(super) fn count_down(cpu: &mut Cpu, op: &Op, elements: u64) {
 }
 
 /// Whole elements from `address` on in its page, before the offset in `register` wraps: 0 when the first crosses the
-/// page's end.
+/// page's end, or may not lie where it does.
 #[inline(always)]
 fn whole_elements<W: Width>(cpu: &Cpu, op: &Op, register: usize, address: u64) -> u64 {
     let bytes = W::BYTES as u64;
+    if !address.is_multiple_of(bytes) && cpu.is_strict() {
+        return 0;
+    }
     let offset = cpu.gpr[register] & mask(op);
     let before_wrap = (mask(op) - offset).saturating_add(1);
     let above = room(address).min(before_wrap) / bytes;

@@ -265,3 +265,21 @@ fn a_string_through_a_port_asks_for_each_element_and_goes_on() {
     assert_eq!((guest.reg(RCX), guest.reg(RSI)), (0, DATA + 3));
     assert_eq!(guest.reg(RDI), DATA + 0x104);
 }
+
+#[test]
+fn a_repetition_checks_alignment_where_that_is_on() {
+    let mut guest = Guest::long();
+    let cpu = &mut guest.processor.cpu;
+    cpu.cr0 |= crate::cpu::cr0::AM;
+    cpu.mode_changed();
+    cpu.set_cpl(3);
+    // rep movsw from an odd address: nothing is done. From an even one: all.
+    for (from, left) in [(DATA + 1, 8), (DATA, 0)] {
+        let cpu = &mut guest.processor.cpu;
+        cpu.set_cpl(3);
+        (cpu.gpr[RCX], cpu.gpr[RSI], cpu.gpr[RDI]) = (8, from, DATA + 0x1000);
+        cpu.set_rflags(crate::flags::AC);
+        guest.run_bytes(&[0x66, 0xf3, 0xa5, 0x0f, 0x0b]);
+        assert_eq!(guest.reg(RCX), left);
+    }
+}
