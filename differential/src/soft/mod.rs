@@ -181,6 +181,8 @@ impl Soft {
         cpu.after = After::Nothing;
         cpu.attend &= attend::STEP;
         cpu.cr2 = 0;
+        // Half of all sequences run as on one of several processors: locked operations are locked.
+        cpu.is_alone = input.slot % 2 == 0;
         load_floating(cpu, &input.state.floating);
     }
 

@@ -117,9 +117,9 @@ fn two_integers<O: Binary, const KEEPS_HIGH: bool>(cpu: &mut Cpu, op: &Op, sourc
 fn run_from_mmx<O: Binary, const KEEPS_HIGH: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     permit(cpu)?;
     cpu.check_mmx()?;
-    two_integers::<O, KEEPS_HIGH>(cpu, op, cpu.mmx(op.src))?;
+    // The unit goes over to MMX even where the conversion then raises #XM.
     cpu.touch_mmx();
-    Ok(())
+    two_integers::<O, KEEPS_HIGH>(cpu, op, cpu.mmx(op.src))
 }
 
 /// From memory, the MMX registers and with them the x87 unit stay as they are.
@@ -133,6 +133,8 @@ fn run_to_mmx<O: Binary, S: Source>(cpu: &mut Cpu, op: &Op) -> Done {
     permit(cpu)?;
     cpu.check_mmx()?;
     let source = S::read(cpu, op)?;
+    // The unit goes over to MMX even where the conversion then raises #XM.
+    cpu.touch_mmx();
     let result = calculate::<O>(cpu, 0, source)?;
     cpu.set_mmx(op.dst, low(result));
     Ok(())
