@@ -100,11 +100,9 @@ impl Bench {
     ///
     /// [`NativeError`]: the host refuses the child process or memory.
     pub fn start() -> Result<Self, NativeError> {
-        Ok(Self {
-            native: Native::start()?,
-            soft: Soft::start()?,
-            generator: Generator::new(&Soft::features()),
-        })
+        let mut soft = Soft::start()?;
+        let generator = Generator::new(&soft.features());
+        Ok(Self { native: Native::start()?, soft, generator })
     }
 
     /// Runs one sequence on both; nothing if it cannot be compared.

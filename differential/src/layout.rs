@@ -26,12 +26,14 @@ pub const HIGH_PAGES: u64 = 2;
 pub const GS_BASE: u64 = HIGH + 0x800;
 
 /// Bytes of data that a sequence can change: the low pages, then the high ones.
+#[expect(clippy::cast_possible_truncation, reason = "four pages")]
 pub const DATA_BYTES: usize = ((LOW_PAGES + HIGH_PAGES) * PAGE) as usize;
 
 /// Code of slot 0.
 pub const CODE: u64 = 0x3000_0000;
 
 /// Code bytes of a slot: two pages, so that a sequence may cross from one to the next.
+#[expect(clippy::cast_possible_truncation, reason = "two pages")]
 pub const CODE_BYTES: usize = 2 * PAGE as usize;
 
 /// From one slot's code to the next one's.

@@ -43,7 +43,7 @@ impl Random {
     /// Below `bound`, which is not zero.
     pub fn below(&mut self, bound: u64) -> u64 {
         // The bias of the widening product is below 2^-32 for the bounds in use.
-        u64::try_from(u128::from(self.bits()) * u128::from(bound) >> 64).unwrap_or(0)
+        u64::try_from((u128::from(self.bits()) * u128::from(bound)) >> 64).unwrap_or(0)
     }
 
     /// An index below `bound`, which is not zero.

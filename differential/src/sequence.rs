@@ -169,7 +169,8 @@ fn may_do_nothing(instruction: &Instruction) -> bool {
 /// OF after a rotation through CF by more than one bit, even by a whole turn, which the decoder takes for none.
 fn rotated_overflow(instruction: &Instruction) -> u32 {
     let through_carry = matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
-    let is_one = instruction.op1_kind() == OpKind::Immediate8 && matches!(instruction.immediate8() & 63, 0 | 1);
+    let is_one = instruction.op1_kind() == OpKind::Immediate8
+        && matches!(instruction.immediate8() & 63, 0 | 1);
     if through_carry && !is_one { RflagsBits::OF } else { 0 }
 }
 

@@ -86,7 +86,7 @@ impl Draft<'_> {
                 let narrow = random.percent(30);
                 self.load(
                     1,
-                    random.below(20) + 1 | if narrow { values::integer(random) << 32 } else { 0 },
+                    (random.below(20) + 1) | if narrow { values::integer(random) << 32 } else { 0 },
                 );
                 let start = self.ahead(0);
                 self.mark(random);

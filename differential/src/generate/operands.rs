@@ -292,13 +292,8 @@ fn with_registers(
     let through_gs = !narrow && target >= HIGH && random.percent(10);
     let missing = target.wrapping_sub(sum).wrapping_sub(if through_gs { GS_BASE } else { 0 });
     let displacement = if narrow {
-        let low = missing & 0xffff_ffff;
-        i64::from(i32::from_le_bytes([
-            low as u8,
-            (low >> 8) as u8,
-            (low >> 16) as u8,
-            (low >> 24) as u8,
-        ]))
+        let [a, b, c, d, ..] = missing.to_le_bytes();
+        i64::from(i32::from_le_bytes([a, b, c, d]))
     } else {
         let signed = missing.cast_signed();
         if i32::try_from(signed).is_err() {

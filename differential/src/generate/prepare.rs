@@ -67,9 +67,7 @@ impl Draft<'_> {
                     if random.percent(20) { value & !(1 << random.below(6)) } else { value };
                 self.stage(instruction, Code::Mov_rm16_imm16, value, random);
             }
-            M::Fldenv | M::Frstor => {
-                self.prepare_environment(instruction, random)
-            }
+            M::Fldenv | M::Frstor => self.prepare_environment(instruction, random),
             M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64 => self.place(instruction, random, 16),
             M::Fxrstor | M::Fxrstor64 => {
                 self.place(instruction, random, 512);

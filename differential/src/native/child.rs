@@ -9,6 +9,7 @@
 //! process nevertheless can make no system call but those of the filter, and the parent sees the process end.
 
 #![expect(unsafe_code, reason = "runs arbitrary code on purpose, in a process of its own")]
+#![expect(clippy::cast_possible_truncation, reason = "only 64-bit processes run 64-bit code")]
 
 use std::arch::{asm, global_asm};
 use std::mem::{offset_of, zeroed};
@@ -292,7 +293,7 @@ extern "C" fn on_signal(signal: i32, _info: *mut libc::siginfo_t, context: *mut 
     let control = unsafe { &mut *control() };
     // SAFETY: the kernel's frame, which is ours until the handler returns.
     let machine = unsafe { &mut (*context).uc_mcontext };
-    let register = |name: i32| machine.gregs[name as usize].cast_unsigned();
+    let register = |name: i32| machine.gregs[name.cast_unsigned() as usize].cast_unsigned();
     let rip = register(libc::REG_RIP);
     if signal == libc::SIGVTALRM {
         let in_code = rip.wrapping_sub(CODE) < SLOTS as u64 * CODE_STRIDE;
@@ -342,8 +343,8 @@ extern "C" fn on_signal(signal: i32, _info: *mut libc::siginfo_t, context: *mut 
             512,
         );
     }
-    machine.gregs[libc::REG_RIP as usize] = LEAVE.cast_signed();
-    machine.gregs[libc::REG_EFL as usize] = 0x202;
+    machine.gregs[libc::REG_RIP.cast_unsigned() as usize] = LEAVE.cast_signed();
+    machine.gregs[libc::REG_EFL.cast_unsigned() as usize] = 0x202;
 }
 
 /// Lets the processor notice that code has changed: `cpuid` serialises (Intel SDM vol. 3, "Handling Self- and
@@ -392,7 +393,7 @@ pub(super) unsafe fn live(shared: *mut Shared, memory: libc::c_int) -> ! {
             // SAFETY: the low pages, from a template that is as long as both areas.
             unsafe { copy_nonoverlapping(data.as_ptr(), low, low_bytes) };
             // SAFETY: the high pages, likewise.
-            unsafe { copy_nonoverlapping(data.as_ptr().add(low_bytes), high, high_bytes) };
+            unsafe { copy_nonoverlapping(data.as_ptr().wrapping_add(low_bytes), high, high_bytes) };
             control.input = slot.input;
             control.kind = FINISHED;
             control.serial += 1;
@@ -411,7 +412,7 @@ pub(super) unsafe fn live(shared: *mut Shared, memory: libc::c_int) -> ! {
             // SAFETY: both areas into the slot, which is as long.
             unsafe { copy_nonoverlapping(low, saved, low_bytes) };
             // SAFETY: likewise.
-            unsafe { copy_nonoverlapping(high, saved.add(low_bytes), high_bytes) };
+            unsafe { copy_nonoverlapping(high, saved.wrapping_add(low_bytes), high_bytes) };
         }
         header.turn.store(PARENT, Ordering::Release); // Pairs with the parent's acquire: outcomes are written.
         futex_wake(&header.turn);

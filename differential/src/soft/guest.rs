@@ -140,14 +140,14 @@ impl Guest {
             let entry = self.word(table, 8 * index(level));
             table = if entry & PRESENT == 0 {
                 let new = self.take(1);
-                let entry = new as u64 * PAGE | PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
+                let entry = (new as u64 * PAGE) | PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
                 self.put(table, 8 * index(level), &entry.to_le_bytes());
                 new
             } else {
                 usize::try_from(entry >> 12 & 0xff_ffff).unwrap_or(0)
             };
         }
-        let entry = frame as u64 * PAGE | PRESENT | rights | ACCESSED_DIRTY;
+        let entry = (frame as u64 * PAGE) | PRESENT | rights | ACCESSED_DIRTY;
         self.put(table, 8 * index(0), &entry.to_le_bytes());
     }
 

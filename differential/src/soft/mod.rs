@@ -15,6 +15,9 @@ use soft_cpu::surroundings::{Refused, Surroundings};
 use soft_cpu::x87_state::Extended;
 use soft_cpu::{CodeMap, Processor, Stop};
 
+use iced_x86::CpuidFeature;
+
+use crate::generate::catalogue::Features;
 use crate::layout::{
     CODE_FILL, DATA_BYTES, EXIT, GS_BASE, SLOTS, USER_CODE, USER_STACK, code_of_slot,
 };
@@ -182,7 +185,7 @@ impl Soft {
         cpu.attend &= attend::STEP;
         cpu.cr2 = 0;
         // Half of all sequences run as on one of several processors: locked operations are locked.
-        cpu.is_alone = input.slot % 2 == 0;
+        cpu.is_alone = input.slot.is_multiple_of(2);
         load_floating(cpu, &input.state.floating);
     }
 
@@ -257,7 +260,7 @@ fn load_floating(cpu: &mut Cpu, image: &FloatingState) {
     for number in 0..8 {
         let at = FX_STACK + 16 * number;
         let bytes: [u8; 10] = image.0[at..at + 10].try_into().unwrap_or_default();
-        let register = cpu.x87.top() + number & 7;
+        let register = (cpu.x87.top() + number) & 7;
         cpu.x87.registers[register] = Extended::from_bytes(bytes);
     }
     cpu.mxcsr = image.mxcsr();
@@ -274,7 +277,7 @@ fn store_floating(cpu: &Cpu, image: &mut FloatingState) {
     image.put(2, &cpu.x87.status().to_le_bytes());
     image.put(4, &[cpu.x87.occupied, 0]);
     for number in 0..8 {
-        let register = cpu.x87.registers[cpu.x87.top() + number & 7];
+        let register = cpu.x87.registers[(cpu.x87.top() + number) & 7];
         image.put(FX_STACK + 16 * number, &register.to_bytes());
     }
     image.put(FX_MXCSR, &cpu.mxcsr.to_le_bytes());
@@ -283,10 +286,43 @@ fn store_floating(cpu: &Cpu, image: &mut FloatingState) {
     }
 }
 
+/// What the software processor's CPUID must say, beyond the baseline, and what that allows: leaf, register
+/// (index into rax, rcx, rdx, rbx), bit. The host must have it, too.
+fn optional() -> [(u32, usize, u32, CpuidFeature, bool); 10] {
+    use CpuidFeature as F;
+    use std::is_x86_feature_detected as host_has;
+    [
+        (1, 1, 0, F::SSE3, host_has!("sse3")),
+        (1, 1, 1, F::PCLMULQDQ, host_has!("pclmulqdq")),
+        (1, 1, 9, F::SSSE3, host_has!("ssse3")),
+        (1, 1, 13, F::CMPXCHG16B, host_has!("cmpxchg16b")),
+        (1, 1, 19, F::SSE4_1, host_has!("sse4.1")),
+        (1, 1, 20, F::SSE4_2, host_has!("sse4.2")),
+        (1, 1, 22, F::MOVBE, host_has!("movbe")),
+        (1, 1, 23, F::POPCNT, host_has!("popcnt")),
+        (7, 3, 19, F::ADX, host_has!("adx")),
+        (0x8000_0001, 1, 5, F::LZCNT, host_has!("lzcnt")),
+    ]
+}
+
 impl Soft {
-    /// What its CPUID says that user mode can use.
+    /// What its CPUID says that user mode can use, as far as the host can, too.
     #[must_use]
-    pub fn features() -> crate::generate::catalogue::Features {
-        crate::generate::catalogue::Features::baseline()
+    pub fn features(&mut self) -> Features {
+        let mut features = Features::baseline();
+        let mut outcome = Outcome::blank();
+        for (leaf, register, bit, feature, on_host) in optional() {
+            let mut state = State::initial();
+            state.general[0] = u64::from(leaf);
+            let input = Input { slot: 0, entry: 0, code: vec![0x0f, 0xa2], state, template: 0 };
+            self.run(&input, &mut outcome);
+            if outcome.ending == Ending::Finished
+                && outcome.state.general[register] >> bit & 1 == 1
+                && on_host
+            {
+                features.add(feature);
+            }
+        }
+        features
     }
 }
