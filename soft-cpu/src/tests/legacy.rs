@@ -93,3 +93,33 @@ fn an_index_out_of_bounds_stops_where_it_is() {
         assert_eq!(guest.processor.cpu.rip, if done { CODE + 6 } else { CODE }, "{index}");
     }
 }
+
+/// `daa` and `das` step by step, as the manual writes them: AL, CF and AF.
+fn adjusted(subtract: bool, al: u8, carry: bool, half: bool) -> (u64, bool, bool) {
+    let by = |value: u8, amount| {
+        if subtract { value.overflowing_sub(amount) } else { value.overflowing_add(amount) }
+    };
+    let (mut value, mut cf, mut af) = (al, false, false);
+    if al & 0xf > 9 || half {
+        let (next, lost) = by(value, 6);
+        (value, cf, af) = (next, carry || lost, true);
+    }
+    if al > 0x99 || carry {
+        (value, cf) = (by(value, 0x60).0, true);
+    }
+    (value.into(), cf, af)
+}
+
+#[test]
+fn what_is_no_packed_digit_is_adjusted_as_the_manual_says() {
+    let mut guest = guest();
+    for subtract in [false, true] {
+        for al in 0..=255u8 {
+            for (carry, half) in [(false, false), (false, true), (true, false), (true, true)] {
+                let code = [if subtract { 0x2f } else { 0x27 }];
+                let got = after(&mut guest, &code, al.into(), carry, half);
+                assert_eq!(got, adjusted(subtract, al, carry, half), "{al:#x} {carry} {half}");
+            }
+        }
+    }
+}

@@ -283,3 +283,13 @@ fn a_repetition_checks_alignment_where_that_is_on() {
         assert_eq!(guest.reg(RCX), left);
     }
 }
+
+#[test]
+fn a_device_is_not_read_for_an_element_that_cannot_be_written() {
+    let mut guest = Guest::long();
+    let cpu = &mut guest.processor.cpu;
+    // The destination is beyond what is mapped.
+    (cpu.gpr[RCX], cpu.gpr[RSI], cpu.gpr[RDI]) = (4, 0x3000_0000, 1 << 30);
+    assert_eq!(guest.run_bytes(&[0xf3, 0xa4]), Stop::TripleFault);
+    assert_eq!((guest.processor.cpu.cr2, guest.reg(RCX)), (1 << 30, 4));
+}
