@@ -184,7 +184,7 @@ impl Cpu {
     /// Raises #AC where that is on: after a page fault, before anything is changed. Such a user's translations are never
     /// cached ([`View::Strict`](crate::tlb::View)), so that every access of theirs comes here.
     fn check_alignment(&mut self, address: u64, bytes: u64) -> Result<(), Raised> {
-        if self.is_strict() && matches!(bytes, 2 | 4 | 8) && address % bytes != 0 {
+        if self.is_strict() && matches!(bytes, 2 | 4 | 8) && !address.is_multiple_of(bytes) {
             return Err(self.throw(Exception::ALIGNMENT));
         }
         Ok(())

@@ -25,8 +25,8 @@
 //!
 //! Segment limits are not checked outside descriptor tables (as far as 64-bit systems use segments, they have none); no
 //! virtual-8086 mode, task switches, 5-level paging, nested virtualisation, debug-register breakpoints (the registers keep
-//! what is written), alignment checks (#AC), machine checks, performance counters. An x87 error is #MF whatever
-//! CR0.NE says: there is no FERR# line.
+//! what is written), machine checks, performance counters. An x87 error is #MF whatever CR0.NE says: there is no FERR#
+//! line.
 
 mod access;
 mod checker;

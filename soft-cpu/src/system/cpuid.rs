@@ -169,6 +169,7 @@ impl Cpu {
             ecx: sse::advertised_ecx()
                 | ecx::CMPXCHG16B
                 | ecx::X2APIC
+                | ecx::POPCNT
                 | ecx::TSC_DEADLINE
                 | ecx::XSAVE
                 | ecx::HYPERVISOR
