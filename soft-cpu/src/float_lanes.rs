@@ -48,17 +48,22 @@ impl Lanes {
     /// zero), or is the zero of a sum.
     #[inline(always)]
     pub(crate) fn are_ordinary(self, destination: u128, source: u128, result: u128) -> bool {
-        (0..self.count).all(|lane| {
-            let is_fine = |value| {
-                let (exponent, magnitude, _) = fields(value, self.from, lane);
-                exponent != 0 || magnitude == 0
-            };
+        let sums = matches!(self.operation, Arithmetic::Add | Arithmetic::Subtract);
+        let mut fine = true;
+        let mut lane = 0;
+        // A loop that the compiler unrolls: everything about the lanes is known to it.
+        while lane < self.count {
             let (exponent, magnitude, most) = fields(result, self.to, lane);
-            let sums = matches!(self.operation, Arithmetic::Add | Arithmetic::Subtract);
-            (exponent.wrapping_sub(2) < most - 2 || sums && magnitude == 0)
-                && is_fine(source)
-                && (self.operation == Arithmetic::Narrow || is_fine(destination))
-        })
+            fine &= exponent.wrapping_sub(2) < most - 2 || sums && magnitude == 0;
+            let (exponent, magnitude, _) = fields(source, self.from, lane);
+            fine &= exponent != 0 || magnitude == 0;
+            if self.operation != Arithmetic::Narrow {
+                let (exponent, magnitude, _) = fields(destination, self.from, lane);
+                fine &= exponent != 0 || magnitude == 0;
+            }
+            lane += 1;
+        }
+        fine
     }
 }
 
