@@ -28,10 +28,14 @@
 //! not kept either.
 //!
 //! The fences: D2, fence, D3 against "publish out of the guest / seen", fence, stores: the same "set mine,
-//! look at yours" as everywhere here.
+//! look at yours" as everywhere here. `tests/loom.rs` checks the dance (`cargo model`), and that it fails without its parts.
 
 use std::sync::Arc;
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 const MARK: u32 = 1;
 /// The mark is in `marks`.
@@ -181,7 +185,7 @@ impl Reader {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -20,7 +20,7 @@ Usage: cargo xtask test [--without-lab]
   1  formatting      cargo fmt --all --check
   2  lints           cargo clippy --workspace --all-targets -- -D warnings
   3  tests           cargo test --workspace
-  4  models          cargo model: every order of events in the shootdown
+  4  models          cargo model: every order of events in the shootdown and the code map
   5  lab suite       stock Linux kernels under skep, on real nested paging
 
   --without-lab   leave step 5 out, and say so
