@@ -43,6 +43,14 @@ pub struct Count {
     pub unknown: u64,
 }
 
+impl Count {
+    /// Adds another count of the same form.
+    pub fn add(&mut self, other: Self) {
+        self.sequences += other.sequences;
+        self.unknown += other.unknown;
+    }
+}
+
 /// What came of a [`Plan`].
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Account {
@@ -57,6 +65,7 @@ pub struct Account {
     /// Not the same.
     pub mismatches: u64,
     /// By form (an index into [`Generator::forms`]).
+    #[serde(skip)]
     pub forms: BTreeMap<usize, Count>,
     /// The first mismatches, shrunk, as text.
     pub reports: Vec<String>,
@@ -74,9 +83,7 @@ impl Account {
         self.mismatches += other.mismatches;
         self.reports.extend(other.reports);
         for (form, count) in other.forms {
-            let sum = self.forms.entry(form).or_default();
-            sum.sequences += count.sequences;
-            sum.unknown += count.unknown;
+            self.forms.entry(form).or_default().add(count);
         }
         for (name, count) in other.unknown_names {
             *self.unknown_names.entry(name).or_default() += count;

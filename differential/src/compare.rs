@@ -45,8 +45,12 @@ pub fn differences(
     }
     let undefined = undefined_at_end(sequence, code, native);
     registers(&mut found, &native.state, &soft.state, undefined);
-    let differing =
-        (0..DATA_BYTES).filter(|at| native.data[*at] != soft.data[*at]).collect::<Vec<_>>();
+    // As a whole first: that is a hundred times faster, and nearly always all.
+    let differing: Vec<usize> = if native.data == soft.data {
+        Vec::new()
+    } else {
+        (0..DATA_BYTES).filter(|at| native.data[*at] != soft.data[*at]).collect()
+    };
     if let (Some(first), Some(last)) = (differing.first(), differing.last()) {
         let range = *first..(first + 16).min(last + 1);
         found.push(Difference {

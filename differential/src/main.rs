@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use differential::campaign::{Account, Bench, Plan};
+use differential::campaign::{Account, Bench, Count, Plan};
 use differential::generate::catalogue::Family;
 use differential::native::NativeError;
 use differential::report;
@@ -55,8 +55,6 @@ enum Trouble {
     Family(#[from] differential::generate::catalogue::NoSuchFamily),
     #[error("cannot write: {0}")]
     Write(#[from] std::io::Error),
-    #[error("cannot write JSON: {0}")]
-    Json(#[from] serde_json::Error),
     #[error("a thread ended badly")]
     Thread,
 }
@@ -110,7 +108,17 @@ fn carry_out(arguments: &Arguments) -> Result<u64, Trouble> {
             writeln!(out, "{report}")?;
         }
         if arguments.json {
-            writeln!(out, "{}", serde_json::to_string(&account)?)?;
+            let mut forms = std::collections::BTreeMap::<String, Count>::new();
+            for (at, count) in &account.forms {
+                forms.entry(bench.generator.forms[*at].name()).or_default().add(*count);
+            }
+            let line = serde_json::json!({
+                "family": family.name(),
+                "seed": arguments.seed,
+                "account": &account,
+                "forms": forms,
+            });
+            writeln!(out, "{line}")?;
         } else {
             writeln!(
                 out,

@@ -192,17 +192,27 @@ impl Region {
         futex_wake(&header.turn);
     }
 
-    /// Waits until it is the parent's turn.
+    /// Waits until it is the parent's turn. A child that does not get on at all is ended.
     pub(super) fn await_turn(&mut self) -> Result<(), NativeError> {
+        /// Nanoseconds of one wait, and waits without progress: a minute, for the machine may be busy.
+        const WAIT: i64 = 200_000_000;
+        const PATIENCE: u32 = 300;
+        let mut seen = (u32::MAX, 0);
         // Acquire pairs with the child's release: outcomes are written.
         while self.header().turn.load(Ordering::Acquire) == CHILD {
-            futex_wait(&self.header().turn, CHILD, 200_000_000);
-            if self.header().turn.load(Ordering::Acquire) == CHILD
-                && let Some(status) = self.died()
-            {
-                let slot = self.header().current.load(Ordering::Relaxed) as usize;
+            futex_wait(&self.header().turn, CHILD, WAIT);
+            if self.header().turn.load(Ordering::Acquire) != CHILD {
+                break;
+            }
+            let current = self.header().current.load(Ordering::Relaxed);
+            seen = if seen.0 == current { (current, seen.1 + 1) } else { (current, 0) };
+            if seen.1 == PATIENCE {
+                // SAFETY: our own child, which was not waited for yet.
+                unsafe { libc::kill(self.child, libc::SIGKILL) };
+            }
+            if let Some(status) = self.died() {
                 self.fork()?;
-                return Err(NativeError::Died { status, slot });
+                return Err(NativeError::Died { status, slot: current as usize });
             }
         }
         Ok(())
