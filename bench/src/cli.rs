@@ -54,6 +54,7 @@ The same loops, byte for byte, on everything that is here:
   b  loads and pointer chases    d  system calls, faults, a port       operations
 native, in this process, on pages of 4 KiB (none of d: they need a system of their own);
 soft, skep's own processor, whose guest-physical memory is one mapping;
+soft 2-D, the loops at CPL 3 in a machine of skep's on that processor, below it the pmap's tables;
 QEMU TCG, the same guest under qemu-system-x86_64, if that is installed;
 KVM guest, the loops at CPL 3 in a machine of skep's, if there is a /dev/kvm: wall time by the
 guest's own counter. Everything else is cpu time of whoever executes, so a busy host makes
@@ -61,12 +62,25 @@ figures noisy rather than wrong.
 
   skep bench interp                              all of it, in less than a minute
   skep bench interp --only a2,b4 --rounds 9      two loops, with more care
+  skep bench interp --boot bzImage --initrd FILE a stock Linux to its init's first line, and no loops
 
 MIPS are guest instructions: quote them with the loop's name, for one engine spans 20 to 700.")]
 pub(crate) struct InterpArgs {
     /// Measure only these loops
     #[arg(long, value_name = "LOOP,...", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
+
+    /// Boot this Linux under the software engine and QEMU's translator; loops only where --only names some
+    #[arg(long, value_name = "KERNEL", requires = "initrd")]
+    pub(crate) boot: Option<PathBuf>,
+
+    /// Its first file system; the guest must end by itself
+    #[arg(long, value_name = "FILE", requires = "boot")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// What its init prints when it is there
+    #[arg(long, value_name = "TEXT", default_value = "HELLO FROM GUEST")]
+    pub(crate) line: String,
 
     /// Rounds in which all take their turns; the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = rounds)]

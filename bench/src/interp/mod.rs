@@ -4,7 +4,8 @@
 //! host's KVM, in turns. Time is cpu time of whoever executes the loop (in the KVM guest: its own counter), so that
 //! a busy host costs little but noise. Whoever is not here is said to be absent.
 
-mod kvm;
+mod boot;
+mod guest;
 mod measure;
 mod native;
 mod pages;
@@ -17,6 +18,8 @@ mod table;
 
 use std::path::Path;
 use std::time::Duration;
+
+use machine::EngineChoice;
 
 use self::measure::{Runner, calibrate, median, per_iteration};
 use self::result::{Figure, Measured};
@@ -127,7 +130,8 @@ pub(crate) fn run(args: &InterpArgs) -> Result<InterpReport, BenchError> {
     absent.push(
         "Bochs: this benchmark does not drive it; reference figures are in its README".to_owned(),
     );
-    let asked = |row: &Row| args.only.is_empty() || args.only.iter().any(|name| name == row.name);
+    let all = args.only.is_empty() && args.boot.is_none();
+    let asked = |row: &Row| all || args.only.iter().any(|name| name == row.name);
     let mut measured: Vec<Measured> =
         rows::all().into_iter().filter(asked).map(Measured::new).collect();
     let mut failures = Failures::default();
@@ -135,13 +139,19 @@ pub(crate) fn run(args: &InterpArgs) -> Result<InterpReport, BenchError> {
         measure(one, &mut contenders, args, &mut failures);
     }
     drop(contenders);
+    let boots = boot::run(args, &mut absent)?;
     absent.extend(failures.told());
-    guests(&mut measured, args, rate, &mut absent);
+    guests(JUDGED[0], EngineChoice::Soft, &mut measured, args, rate, &mut absent);
+    if Path::new("/dev/kvm").exists() {
+        guests(KVM, EngineChoice::Kvm, &mut measured, args, rate, &mut absent);
+    } else {
+        absent.push(format!("{KVM}: there is no /dev/kvm"));
+    }
     let noise = meter.stop()?;
     let kvm = vcpu_actor::engine::kvm::KvmFlavor::detect().to_string();
     let mut labels = Labels::of(&kvm, &Cpus::allowed()?, false);
     labels.engine = "soft";
-    Ok(InterpReport::new(labels, qemu, noise, absent, measured))
+    Ok(InterpReport::new(labels, qemu, noise, absent, measured, boots))
 }
 
 /// All contenders in turns, round by round, on one loop.
@@ -174,21 +184,24 @@ fn measure(
     }
 }
 
-/// KVM's guest runs all its loops at once.
-fn guests(measured: &mut [Measured], args: &InterpArgs, rate: TickRate, absent: &mut Vec<String>) {
+/// A guest runs all its loops at once.
+fn guests(
+    name: &'static str,
+    engine: EngineChoice,
+    measured: &mut [Measured],
+    args: &InterpArgs,
+    rate: TickRate,
+    absent: &mut Vec<String>,
+) {
     if measured.iter().all(|one| one.row.blob_index().is_none()) {
-        return;
-    }
-    if !Path::new("/dev/kvm").exists() {
-        absent.push(format!("{KVM}: there is no /dev/kvm"));
         return;
     }
     let mut rounds = Vec::new();
     for _ in 0..args.rounds {
-        match kvm::run(rate) {
+        match guest::run(engine, rate) {
             Ok(times) => rounds.push(times),
             Err(why) => {
-                absent.push(format!("{KVM}: {why}"));
+                absent.push(format!("{name}: {why}"));
                 return;
             }
         }
@@ -196,7 +209,7 @@ fn guests(measured: &mut [Measured], args: &InterpArgs, rate: TickRate, absent: 
     for one in measured {
         if let Some(index) = one.row.blob_index() {
             let times: Vec<f64> = rounds.iter().map(|round| round[index]).collect();
-            one.figures.extend(Figure::of(KVM, &one.row, &times));
+            one.figures.extend(Figure::of(name, &one.row, &times));
         }
     }
 }

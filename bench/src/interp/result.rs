@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::boot::{self, Boot};
 use super::rows::{Budget, Row, Unit};
 use super::{JUDGED, median};
 use crate::environment::Labels;
@@ -19,6 +20,7 @@ pub(crate) struct InterpReport {
     /// Who was not here, or could not run which loop, and why.
     pub(crate) absent: Vec<String>,
     pub(crate) loops: Vec<Told>,
+    pub(crate) boots: Vec<Boot>,
 }
 
 /// One loop, measured.
@@ -91,6 +93,7 @@ impl InterpReport {
         noise: Noise,
         absent: Vec<String>,
         measured: Vec<Measured>,
+        boots: Vec<Boot>,
     ) -> Self {
         let loops = measured
             .iter()
@@ -103,13 +106,13 @@ impl InterpReport {
                 figures: one.figures.clone(),
             })
             .collect();
-        Self { bench: "interp", labels, qemu, noise, absent, loops }
+        Self { bench: "interp", labels, qemu, noise, absent, loops, boots }
     }
 
     /// Whether a budget was missed on a host that had nothing else to do.
     pub(crate) fn is_missed(&self) -> bool {
         let missed = |told: &Told| told.verdict.is_some_and(|verdict| !verdict.is_met);
-        !self.noise.is_dirty && self.loops.iter().any(missed)
+        !self.noise.is_dirty && (self.loops.iter().any(missed) || self.boots.iter().any(is_slow))
     }
 
     /// The columns that have figures, in the order of their first.
@@ -122,6 +125,11 @@ impl InterpReport {
         }
         columns
     }
+}
+
+/// Only the software engine was promised anything.
+pub(crate) fn is_slow(boot: &Boot) -> bool {
+    boot.who == "soft" && boot.cpu_seconds > boot::MOST_SECONDS
 }
 
 fn figure<'a>(one: &'a Measured, column: &str) -> Option<&'a Figure> {

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::result::{InterpReport, Told};
+use super::boot::MOST_SECONDS;
+use super::result::{InterpReport, Told, is_slow};
 use super::rows::{Budget, Unit};
 
 fn unit(unit: Unit) -> &'static str {
@@ -77,7 +78,9 @@ pub(crate) fn render(report: &InterpReport) -> String {
         text.push('\n');
     };
     let heads = columns.iter().map(|column| (*column).to_owned()).collect();
-    line("loop", "", "", heads, "budget");
+    if !columns.is_empty() {
+        line("loop", "", "", heads, "budget");
+    }
     for told in &report.loops {
         let cell = |column: &&'static str| {
             let figure = told.figures.iter().find(|figure| figure.column == *column);
@@ -85,6 +88,23 @@ pub(crate) fn render(report: &InterpReport) -> String {
         };
         let cells = columns.iter().map(cell).collect();
         line(told.name, told.about, unit(told.unit), cells, &budget(told));
+    }
+    for boot in &report.boots {
+        let mut row = format!(
+            "boot to init's line, {:8} {:6.2} s of cpu time, {:6.2} s of wall time",
+            boot.who, boot.cpu_seconds, boot.wall_seconds
+        );
+        if let (Some(count), Some(mips)) = (boot.instructions, boot.mips) {
+            let millions = count / 1_000_000;
+            row +=
+                &format!("; {millions} million instructions to power-off, {} MIPS", number(mips));
+        }
+        if boot.who == "soft" {
+            let verdict = if is_slow(boot) { "MISSED" } else { "met" };
+            row += &format!("; <= {MOST_SECONDS} s of cpu time: {verdict}");
+        }
+        text += &row;
+        text.push('\n');
     }
     if !report.absent.is_empty() {
         text.push('\n');

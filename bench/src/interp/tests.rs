@@ -7,6 +7,9 @@ fn args(only: &str, rounds: usize) -> InterpArgs {
         only: only.split(',').map(str::to_owned).collect(),
         rounds,
         milliseconds: 1,
+        boot: None,
+        initrd: None,
+        line: String::new(),
         output: crate::cli::OutputArgs::default(),
     }
 }

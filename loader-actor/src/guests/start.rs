@@ -105,7 +105,7 @@ skep_guest_start:
 
     // Straight to 64-bit mode: PAE, the host's tables, long mode, then paging and
     // protection at once (AMD64 manual volume 2, section 14.6 allows this from real mode).
-    mov     eax, {CR4_PAE}
+    mov     eax, {CR4}
     mov     cr4, eax
     mov     eax, {TABLES}
     mov     cr3, eax
@@ -134,10 +134,12 @@ skep_guest_start:
     .short  {IDT_LIMIT}
     .quad   {EXCEPTIONS}
 
-    // vcpu 0 begins here. It switches its local APIC on (spurious vector 0xff), as every
+    // vcpu 0 begins here. It lets guests use SSE, as the others did, and switches its local APIC on (spurious vector 0xff), as every
     // system does before it sends: KVM's list of targets may lack the last vcpu until then.
     .org    skep_guest_start + {BOOT_OFFSET}
     .code64
+    mov     eax, {CR4}
+    mov     cr4, rax
     mov     ebx, {LOCAL_APIC}
     mov     dword ptr [rbx + 0xf0], 0x1ff
 
@@ -209,7 +211,8 @@ skep_guest_start_end:
     KERNEL_DATA = const KERNEL_DATA,
     USER_CODE = const USER_CODE,
     USER_DATA = const USER_DATA,
-    CR4_PAE = const 1 << 5,
+    // PAE; SSE, and its exceptions.
+    CR4 = const 1 << 5 | 1 << 9 | 1 << 10,
     // Protection, extension type, numeric errors, paging; caches on.
     CR0 = const 0x8000_0031_u32,
     MSR_EFER = const 0xc000_0080_u32,

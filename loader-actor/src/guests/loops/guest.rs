@@ -3,13 +3,13 @@
 
 use std::arch::global_asm;
 
-use actors::Gpa;
 use actors::layout::MemoryLayout;
 use actors::platform::DEBUG_EXIT;
+use actors::{Gpa, PAGE_SIZE};
 
 use super::{ARENA_BYTES, LOOPS, blob};
 use crate::guests::image::image_between;
-use crate::guests::places::{IMAGE, OWN, PARAMETERS};
+use crate::guests::places::{IMAGE, OWN, PARAMETERS, TABLES};
 use crate::guests::start::OWN_PARAMETERS;
 use crate::guests::{Guest, Level, Piece, start};
 
@@ -17,6 +17,8 @@ use crate::guests::{Guest, Level, Piece, start};
 pub const PLACE: Gpa = Gpa(0xc000);
 /// What each loop took, in ticks of the time-stamp counter.
 pub const RESULTS: Gpa = OWN;
+/// Its page tables for the arena.
+const SMALL: Gpa = Gpa(OWN.0 + (64 << 10));
 /// Where its arena begins.
 pub const ARENA: Gpa = Gpa(OWN.0 + (2 << 20));
 
@@ -35,9 +37,27 @@ pub const GUEST: Guest = Guest {
 fn prepare(_memory: &MemoryLayout, vcpus: u16) -> Vec<Piece> {
     let iterations = LOOPS.map(|one| [one.iterations, one.pages]);
     let mut pieces = start::pieces(vcpus, Level::User, iterations.as_flattened());
+    let tables = pieces.iter_mut().find(|(at, _)| *at == TABLES);
+    let (_, upper) = tables.expect("every guest in 64-bit mode has page tables");
+    let small = small_pages(upper);
+    pieces.push(small);
     pieces.push((PLACE, blob().to_vec()));
-    pieces.push((RESULTS, vec![0; LOOPS.len() * 8]));
+    pieces.push((RESULTS, vec![0; (LOOPS.len() + 1) * 8]));
     pieces
+}
+
+/// Tables that map the arena in pages of 4 KiB; the leaves of 2 MiB in `upper` give way to them. Present, writable, for
+/// users, accessed and dirty.
+fn small_pages(upper: &mut [u8]) -> Piece {
+    const LARGE: u64 = 2 << 20;
+    let level_2 = 2 * PAGE_SIZE;
+    for table in 0..ARENA_BYTES / LARGE {
+        let entry = level_2 + (ARENA.0 / LARGE + table) * 8;
+        let at = usize::try_from(entry).expect("an offset in six pages");
+        upper[at..at + 8].copy_from_slice(&((SMALL.0 + table * PAGE_SIZE) | 0x27).to_le_bytes());
+    }
+    let pages = (0..ARENA_BYTES / PAGE_SIZE).map(|page| (ARENA.0 + page * PAGE_SIZE) | 0x67);
+    (SMALL, pages.flat_map(u64::to_le_bytes).collect())
 }
 
 image_between!(image, skep_guest_loops, skep_guest_loops_end);
@@ -66,8 +86,10 @@ skep_guest_loops:
     inc     rdi
     call    .Lloops_run
     mov     rdi, qword ptr [rbp + {PARAMETERS}]
+    inc     qword ptr [{PROGRESS}]
     call    .Lloops_run
     mov     qword ptr [rbx*8 + {RESULTS}], rax
+    inc     qword ptr [{PROGRESS}]
     inc     ebx
     cmp     ebx, {COUNT}
     jb      .Lloops_next
@@ -104,6 +126,7 @@ skep_guest_loops_end:
     PARAMETERS = const PARAMETERS.0 + OWN_PARAMETERS,
     PLACE = const PLACE.0,
     RESULTS = const RESULTS.0,
+    PROGRESS = const RESULTS.0 + 8 * LOOPS.len() as u64,
     ARENA = const ARENA.0,
     COUNT = const LOOPS.len(),
     DEBUG_EXIT = const DEBUG_EXIT,
@@ -112,11 +135,32 @@ skep_guest_loops_end:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guests::places::TABLES;
 
     #[test]
     fn image_blob_and_tables_stay_apart() {
         assert!(IMAGE.0 + image().len() as u64 <= PLACE.0);
         assert!(PLACE.0 + blob().len() as u64 <= TABLES.0);
+    }
+
+    #[test]
+    fn the_arena_is_mapped_to_itself_by_small_pages_and_its_neighbours_as_before() {
+        let memory = MemoryLayout::split(128 << 20, actors::layout::LOWMEM_LIMIT, 48).unwrap();
+        let pieces = GUEST.pieces(&memory, 1).unwrap();
+        let word = |gpa: u64| {
+            let holds =
+                |piece: &&Piece| (piece.0.0..piece.0.0 + piece.1.len() as u64).contains(&gpa);
+            let (at, bytes) = pieces.iter().find(holds).unwrap();
+            let offset = usize::try_from(gpa - at.0).unwrap();
+            u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
+        };
+        for linear in [ARENA.0, ARENA.0 + 0x12_3000, ARENA.0 + ARENA_BYTES - PAGE_SIZE] {
+            let table = word(TABLES.0 + 2 * PAGE_SIZE + (linear >> 21) * 8);
+            assert_eq!(table & 0xfff, 0x27);
+            assert_eq!(word((table & !0xfff) + (linear >> 12) % 512 * 8), linear | 0x67);
+        }
+        for linear in [ARENA.0 - 1, ARENA.0 + ARENA_BYTES] {
+            let leaf = word(TABLES.0 + 2 * PAGE_SIZE + (linear >> 21) * 8);
+            assert_eq!(leaf & !0xfff, linear & !0x1f_ffff);
+        }
     }
 }

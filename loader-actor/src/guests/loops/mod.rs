@@ -11,8 +11,10 @@
 //!
 //!   guest     0x00_7010  iterations of each loop, 64-bit words
 //!             0x00_c000  the blob
-//!             0x20_0000  ticks of the time-stamp counter that each loop took, 64-bit words
-//!             0x40_0000  the arena
+//!             0x20_0000  ticks of the time-stamp counter that each loop took, 64-bit words; then one that counts
+//!                        every time a loop begins to be timed or ends
+//!             0x21_0000  page tables of the arena
+//!             0x40_0000  the arena, in pages of 4 KiB
 //! ```
 //!
 //! The guest runs each loop twice, the first time a sixteenth as long, so that no page is new when it
