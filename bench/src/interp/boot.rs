@@ -67,8 +67,8 @@ pub(crate) fn run(args: &InterpArgs, absent: &mut Vec<String>) -> Result<Vec<Boo
 
 /// What all vcpus did together, as skep's report says.
 fn instructions(report: &serde_json::Value) -> Option<u64> {
-    let vcpus = report.get("vcpus")?.as_array()?;
-    let count = |vcpu: &serde_json::Value| vcpu.get("exits")?.get("instructions")?.as_u64();
+    let vcpus = report.get("vcpu")?.as_array()?;
+    let count = |vcpu: &serde_json::Value| vcpu.get("instructions")?.as_u64();
     vcpus.iter().map(count).sum()
 }
 

@@ -134,8 +134,8 @@ skep_guest_start:
     .short  {IDT_LIMIT}
     .quad   {EXCEPTIONS}
 
-    // vcpu 0 begins here. It lets guests use SSE, as the others did, and switches its local APIC on (spurious vector 0xff), as every
-    // system does before it sends: KVM's list of targets may lack the last vcpu until then.
+    // vcpu 0 begins here. It lets guests use SSE, as the others did. It switches its local APIC on (spurious
+    // vector 0xff), as every system does before it sends: KVM's list of targets may lack the last vcpu until then.
     .org    skep_guest_start + {BOOT_OFFSET}
     .code64
     mov     eax, {CR4}
