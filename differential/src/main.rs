@@ -94,8 +94,9 @@ fn carry_out(arguments: &Arguments) -> Result<u64, Trouble> {
         return Ok(0);
     }
     let mut total = Account::default();
-    let mut heading = "Written by `cargo run --release -p differential -- --coverage FILE`. A sequence is 1 to 11 instructions; a form \
-         counts once for each place in a sequence at which the real processor reached it and both sides agreed.\n\n\
+    let mut heading = "Written by `cargo run --release -p differential -- --coverage FILE`. A sequence tries 1 to \
+         10 instructions, with others before them that prepare the ground; a form counts once for each place in a \
+         sequence at which the real processor reached it and both sides agreed.\n\n\
          | family | seed | sequences | ended by an exception | mismatches | unknown | skipped |\n|---|---|---:|---:|---:|---:|---:|\n".to_string();
     for family in families {
         if bench.generator.members(family).is_empty() {
