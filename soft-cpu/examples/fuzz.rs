@@ -84,16 +84,15 @@ impl Memory {
     fn new() -> Self {
         let bytes = usize::try_from((PAGES + 2) * PAGE).expect("a megabyte");
         let page = usize::try_from(PAGE).expect("small");
-        // SAFETY: a new mapping, wherever there is room; its middle is made accessible.
-        let middle = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let whole = libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0);
-            assert_ne!(whole, libc::MAP_FAILED, "no memory");
-            let middle = whole.cast::<u8>().wrapping_add(page);
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            assert_eq!(libc::mprotect(middle.cast(), bytes - 2 * page, access), 0);
-            middle
-        };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, wherever there is room.
+        let whole =
+            unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(whole, libc::MAP_FAILED, "no memory");
+        let middle = whole.cast::<u8>().wrapping_add(page);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: all but the first and the last page of that mapping.
+        assert_eq!(unsafe { libc::mprotect(middle.cast(), bytes - 2 * page, access) }, 0);
         Self(middle)
     }
 

@@ -220,7 +220,7 @@ mod tests {
         flags |= if unsigned < 0 || unsigned > mask { CF } else { 0 };
         flags |= if r == 0 { ZF } else { 0 };
         flags |= if r >> (bits - 1) & 1 == 1 { SF } else { 0 };
-        flags |= if (r & 0xff).count_ones() % 2 == 0 { PF } else { 0 };
+        flags |= if (r & 0xff).count_ones().is_multiple_of(2) { PF } else { 0 };
         flags |= if signed(r) == result { 0 } else { OF };
         flags
     }

@@ -12,6 +12,10 @@
 //! imitated, because it is executed by one of the same kind (x86-64 on both sides).
 
 #![expect(unsafe_code, reason = "accesses to memory that a guest shares with us")]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one instruction for each width, of which one is compiled"
+)]
 
 use std::arch::asm;
 use std::arch::x86_64::__m128i;

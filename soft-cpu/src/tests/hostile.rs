@@ -126,7 +126,7 @@ fn prepare(state: &State) -> Guest {
     let pae = matches!(state.mode, Mode::Pae);
     if matches!(state.mode, Mode::Paged32) {
         for entry in 0..1024u32 {
-            let bytes = (entry % 8 << 22 | 0x87).to_le_bytes();
+            let bytes = ((entry % 8) << 22 | 0x87).to_le_bytes();
             guest.memory.write(0xc000 + 4 * u64::from(entry), &bytes);
         }
     }
@@ -167,7 +167,7 @@ fn prepare(state: &State) -> Guest {
     }
     let real = matches!(state.mode, Mode::Real);
     let flat = Segment {
-        selector: 0x10 | u16::from(state.user) * 3,
+        selector: 0x10 | (u16::from(state.user) * 3),
         base: 0,
         limit: u32::MAX,
         attributes: 0xc093 | rings,
@@ -179,7 +179,7 @@ fn prepare(state: &State) -> Guest {
     cpu.set_segment(seg::GS, Segment { base: state.bases[1], ..flat });
     cpu.set_segment(
         seg::CS,
-        Segment { selector: 8 | u16::from(state.user) * 3, attributes, ..flat },
+        Segment { selector: 8 | (u16::from(state.user) * 3), attributes, ..flat },
     );
     cpu.msr.lstar = DATA;
     cpu.msr.kernel_gs_base = state.bases[2];
