@@ -80,7 +80,9 @@ impl SoftVcpu {
             self.processor.init_reset();
             let address = own.apic.init();
             self.common.exchange.directory.publish(address);
-            self.waits_to_be_started = true;
+            // The first processor does not wait: it begins where firmware is (Intel SDM vol. 3, "Typical BSP
+            // Initialization Sequence"; the others' wait is in "Typical AP Initialization Sequence").
+            self.waits_to_be_started = self.id != BOOT;
         }
         if let Some(page) = special.startup
             && self.waits_to_be_started
