@@ -3,6 +3,8 @@
 //! ```sh
 //! cargo run --example multi_vcpu
 //! ```
+//!
+//! An argument, `kvm` or `soft`, names the engine.
 
 #![expect(clippy::print_stdout, reason = "an example that talks")]
 
@@ -12,6 +14,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // What is wanted: `smp` starts every vcpu, each takes a lock and greets.
     let mut spec = MachineSpec::new(BootSource::Builtin("smp"));
     spec.vcpus = 4;
+    if let Some(engine) = std::env::args().nth(1) {
+        spec.engine = engine.parse()?;
+    }
 
     // Every actor is made here, and nothing runs yet.
     let mut machine = Machine::build(spec)?;

@@ -4,6 +4,8 @@
 //! cargo run --release --example shootdown_latency
 //! ```
 //!
+//! An argument, `kvm` or `soft`, names the engine.
+//!
 //! This is the short way to a number. `skep bench shootdown` is the careful one: it takes bare
 //! baselines in the same run and proves for each sample that its vcpus were running.
 
@@ -16,6 +18,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     spec.vcpus = 1;
     // Knock on every vcpu in the guest, whether or not the host kernel has flushed already.
     spec.shootdown = ShootdownMode::Broadcast;
+    if let Some(engine) = std::env::args().nth(1) {
+        spec.engine = engine.parse()?;
+    }
 
     let mut machine = Machine::build(spec)?;
     machine.start()?;

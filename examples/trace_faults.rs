@@ -3,6 +3,8 @@
 //! ```sh
 //! cargo run --example trace_faults
 //! ```
+//!
+//! An argument, `kvm` or `soft`, names the engine.
 
 #![expect(clippy::print_stdout, reason = "an example that talks")]
 
@@ -20,6 +22,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     spec.trace = Some(path.clone());
     // One page for each fault, so that every first touch is in the trace.
     spec.fault_around_pages = 1;
+    if let Some(engine) = std::env::args().nth(1) {
+        spec.engine = engine.parse()?;
+    }
 
     let mut machine = Machine::build(spec)?;
     machine.start()?;

@@ -8,6 +8,7 @@ use actors::device::{Bus, IrqLine, Taken};
 use actors::threads::Joined;
 use pmap_actor::handle::SpaceHandle;
 use pmap_actor::host::memory::GuestMemory;
+use pmap_actor::host::userfault::Userfault;
 use pmap_actor::space_actor::Consumer;
 use serde::Serialize;
 use vcpu_actor::engine::Engine;
@@ -96,12 +97,22 @@ pub(crate) fn choose(spec: &MachineSpec) -> Result<Chosen, BuildError> {
             if let Some(why) = needs_soft(spec) {
                 return Ok(Chosen::soft(why.to_owned()));
             }
-            match (KvmFlavor::detect(), KvmSystem::open()) {
-                (KvmFlavor::Hardware(_), Ok(system)) => Ok(Chosen::kvm(system)),
-                (flavor, Ok(_)) => Ok(Chosen::soft(format!("KVM here is {flavor}"))),
-                (_, Err(error)) => Ok(Chosen::soft(error.to_string())),
-            }
+            Ok(fitting())
         }
+    }
+}
+
+/// The engine that fits this host, where the run fits both.
+pub(crate) fn fitting() -> Chosen {
+    let system = match (KvmFlavor::detect(), KvmSystem::open()) {
+        (KvmFlavor::Hardware(_), Ok(system)) => system,
+        (flavor, Ok(_)) => return Chosen::soft(format!("KVM here is {flavor}")),
+        (_, Err(error)) => return Chosen::soft(error.to_string()),
+    };
+    // KVM's faults come that way and no other. Often a user may have the one and not the other.
+    match Userfault::open() {
+        Ok(_) => Chosen::kvm(system),
+        Err(error) => Chosen::soft(error.to_string()),
     }
 }
 

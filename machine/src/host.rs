@@ -7,6 +7,8 @@ use pmap_actor::host::userfault::{Userfault, feature};
 use serde::Serialize;
 use vcpu_actor::engine::kvm::{KvmFlavor, KvmSystem};
 
+use crate::engines::fitting;
+
 /// One thing a machine needs, or profits from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
@@ -40,7 +42,8 @@ impl Finding {
 /// Looks at everything.
 #[must_use]
 pub fn survey() -> Vec<Finding> {
-    let mut findings = vec![kvm()];
+    let mut findings = vec![engine()];
+    findings.push(kvm());
     findings.push(nested_paging());
     findings.push(userfault());
     findings.push(cpus());
@@ -51,9 +54,16 @@ pub fn survey() -> Vec<Finding> {
     findings
 }
 
+/// The software engine needs nothing that a host could lack, so there always is one.
+fn engine() -> Finding {
+    let chosen = fitting();
+    Finding::works("engine", format!("--engine auto takes {}: {}", chosen.kind, chosen.why))
+}
+
+/// What only KVM needs is no lack: the software engine does without.
 fn kvm() -> Finding {
     const WHAT: &str = "/dev/kvm";
-    match KvmSystem::open() {
+    let finding = match KvmSystem::open() {
         Ok(system) => {
             let facts = system.facts();
             let detail = format!(
@@ -68,7 +78,8 @@ fn kvm() -> Finding {
         }
         // The sentence says what to do.
         Err(error) => Finding::lacks(WHAT, error.to_string(), None),
-    }
+    };
+    finding.optional()
 }
 
 fn nested_paging() -> Finding {
@@ -77,8 +88,8 @@ fn nested_paging() -> Finding {
         flavor @ KvmFlavor::Hardware(_) => Finding::works(WHAT, flavor.to_string()),
         flavor => {
             let detail = format!(
-                "KVM here is {flavor}: the built-in guests run, stock kernels do not; \
-                 `cargo xtask lab` gives a host where they do"
+                "KVM here is {flavor}: the built-in guests run on it, stock kernels do not; on the software \
+                 engine they do"
             );
             Finding::lacks(WHAT, detail, None)
         }
@@ -88,7 +99,7 @@ fn nested_paging() -> Finding {
 
 fn userfault() -> Finding {
     const WHAT: &str = "userfaultfd";
-    match Userfault::open() {
+    let finding = match Userfault::open() {
         Ok(_) => {
             let features = Userfault::features().unwrap_or(feature::NEEDED);
             Finding::works(WHAT, format!("for kernel faults too; features {features:#x}"))
@@ -96,7 +107,8 @@ fn userfault() -> Finding {
         Err(error) => {
             Finding::lacks(WHAT, error.to_string(), Some("sudo chmod a+rw /dev/userfaultfd"))
         }
-    }
+    };
+    finding.optional()
 }
 
 fn cpus() -> Finding {

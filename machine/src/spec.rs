@@ -1,6 +1,7 @@
 //! What was meant: everything a machine is made from, checked before anything is made.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use actors::contract::boot::{BootSource, Load};
@@ -31,6 +32,24 @@ pub enum EngineChoice {
     Kvm,
     /// skep's own processor.
     Soft,
+}
+
+/// A name that is no engine's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no engine \"{0}\": there are auto, kvm and soft")]
+pub struct NoSuchEngine(String);
+
+impl FromStr for EngineChoice {
+    type Err = NoSuchEngine;
+
+    fn from_str(name: &str) -> Result<Self, NoSuchEngine> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "soft" => Ok(Self::Soft),
+            _ => Err(NoSuchEngine(name.to_owned())),
+        }
+    }
 }
 
 /// A machine, as wanted. Fields are plain; [`MachineSpec::layout`] and the build check them.
