@@ -1,7 +1,10 @@
-//! What the `skep` command promises, tried as a user would.
+//! What the `skep` command promises, tried as a user would: each scenario on every engine of this host.
 
 mod bad_input;
 mod endings;
+mod engines;
 mod examples;
 mod guests;
+mod hostile;
+mod soft;
 mod support;

@@ -1,12 +1,6 @@
 //! Running the command as a user does.
 
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
-
-use parking_lot::{Mutex, MutexGuard};
-
-/// One guest at a time: each wants every cpu of this machine.
-static CPUS: Mutex<()> = Mutex::new(());
 
 /// What the command did.
 pub(crate) struct Ran {
@@ -33,15 +27,6 @@ pub(crate) fn ran(output: &Output) -> Ran {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
-}
-
-/// The machine's cpus, or nothing, aloud, where there is no KVM to run guests with.
-pub(crate) fn kvm() -> Option<MutexGuard<'static, ()>> {
-    if !Path::new("/dev/kvm").exists() {
-        eprintln!("skipped: there is no /dev/kvm here");
-        return None;
-    }
-    Some(CPUS.lock())
 }
 
 /// A path for this test's file.
