@@ -29,16 +29,25 @@ Usage: cargo xtask demo [OPTIONS]
   --shell         stay in a shell inside the guest; leave it with `exit`
   --kernel FILE   boot this kernel instead (a bzImage, or a vmlinux with a PVH note)
   --initrd FILE   with this initrd instead of ours
-  --lab           use the lab even where the host's KVM is a hardware one
+  --engine NAME   kvm, soft or auto (default auto: KVM where the processor assists
+                  it, else skep's own processor)
+  --lab           run it in the lab, on an emulated machine's KVM
 
 It builds skep, downloads a stock Debian kernel and a busybox (kept: see
-`cargo xtask fetch --help`), and boots them. Where /dev/kvm is a hardware one the
-guest runs on it directly. Where it is not, it runs in the lab (`cargo xtask lab
---help`), which is an emulated machine and accordingly slow.
+`cargo xtask fetch --help`), and boots them on this machine, as whoever you are.
+Where there is no /dev/kvm, or you may not open it, or it is no hardware one, the
+software engine runs the guest: it needs no privileges, and about half a minute.
+
+With --lab the guest runs in the lab (`cargo xtask lab --help`), which has a
+genuine /dev/kvm wherever you are, and is an emulated machine and accordingly slow.
 
 On a distribution other than Debian nothing is downloaded: the host's own kernel,
 /boot/vmlinuz-$(uname -r), is booted, with the host's busybox in an initrd.
 ";
+
+/// A demo that has not ended after so many seconds will not: the software engine
+/// needs 20 s for it on an idle machine. A shell may stay as long as it likes.
+const TIMEOUT_SECONDS: &str = "600";
 
 /// What was typed.
 #[derive(Debug)]
@@ -48,22 +57,14 @@ struct Demo {
     shell: bool,
     kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
+    engine: String,
     lab: bool,
 }
 
 /// The command.
 pub(crate) fn main(arguments: &[OsString]) -> Outcome<u8> {
     let demo = parse(arguments)?;
-    if demo.lab {
-        return demo.run_in_lab();
-    }
-    match why_not_here() {
-        None => demo.run_here(),
-        Some(why) => {
-            say(format!("demo: {why}: using the lab, an emulated machine that has one"));
-            demo.run_in_lab()
-        }
-    }
+    if demo.lab { demo.run_in_lab() } else { demo.run_here() }
 }
 
 fn parse(arguments: &[OsString]) -> Outcome<Demo> {
@@ -73,6 +74,7 @@ fn parse(arguments: &[OsString]) -> Outcome<Demo> {
         shell: false,
         kernel: None,
         initrd: None,
+        engine: "auto".to_owned(),
         lab: false,
     };
     let mut arguments = Arguments::new("demo", arguments);
@@ -83,11 +85,22 @@ fn parse(arguments: &[OsString]) -> Outcome<Demo> {
             "--shell" => demo.shell = true,
             "--kernel" => demo.kernel = Some(readable(arguments.value(&option)?)?),
             "--initrd" => demo.initrd = Some(readable(arguments.value(&option)?)?),
+            "--engine" => demo.engine = engine(arguments.value(&option)?)?,
             "--lab" => demo.lab = true,
             _ => return Err(arguments.unknown(&option)),
         }
     }
+    if demo.lab && demo.engine == "auto" {
+        demo.engine = "kvm".to_owned();
+    }
     Ok(demo)
+}
+
+fn engine(name: String) -> Outcome<String> {
+    if ["auto", "kvm", "soft"].contains(&name.as_str()) {
+        return Ok(name);
+    }
+    Err(Failure::usage(format!("demo: there is no engine {name:?}: there are auto, kvm and soft")))
 }
 
 fn readable(file: String) -> Outcome<PathBuf> {
@@ -96,11 +109,13 @@ fn readable(file: String) -> Outcome<PathBuf> {
     Ok(file)
 }
 
-/// Why a guest cannot run on this machine's own KVM; nothing when it can.
+/// Why the software engine runs the guest and not this machine's own KVM; nothing when
+/// that does. skep decides for itself, and says so in its summary; this is for those
+/// who wait for it.
 ///
 /// The kernel's modules tell the kinds apart, loaded or built in: `kvm_intel` and
 /// `kvm_amd` drive the processor's virtualization, anything else emulates it.
-fn why_not_here() -> Option<String> {
+fn why_not_kvm() -> Option<String> {
     let kvm = Path::new("/dev/kvm");
     if !kvm.exists() {
         return Some("this machine has no /dev/kvm".to_owned());
@@ -118,18 +133,32 @@ fn why_not_here() -> Option<String> {
 }
 
 impl Demo {
+    /// Which engine will run the guest on this machine, and why, for those who wait.
+    fn announcement(&self) -> String {
+        let (which, why) = match (self.engine.as_str(), why_not_kvm()) {
+            ("auto", None) => ("KVM", "this machine's is a hardware one".to_owned()),
+            ("auto", Some(why)) => ("the software engine", why),
+            ("kvm", _) => ("KVM", "--engine asks for it".to_owned()),
+            _ => ("the software engine", "--engine asks for it".to_owned()),
+        };
+        format!("demo: {which} runs the guest, because {why}")
+    }
+
     /// The arguments of `skep` that boot this kernel.
     fn arguments(&self, kernel: &str, initrd: &str) -> Vec<String> {
         let ending = if self.shell { "shell" } else { "poweroff" };
         let cmdline = format!("console=ttyS0 panic=-1 skep.test={ending}");
-        let options = [
+        let mut options = vec![
             ("-c", self.cpus.to_string()),
             ("-m", self.memory.clone()),
             ("--kernel", kernel.to_owned()),
             ("--initrd", initrd.to_owned()),
             ("--cmdline", cmdline),
         ];
-        let mut arguments: Vec<String> = ["run", "--engine", "kvm"].map(str::to_owned).into();
+        if !self.shell {
+            options.push(("--timeout", TIMEOUT_SECONDS.to_owned()));
+        }
+        let mut arguments = ["run", "--engine", &self.engine].map(str::to_owned).to_vec();
         for (option, value) in options {
             arguments.extend([option.to_owned(), value]);
         }
@@ -141,7 +170,7 @@ impl Demo {
         let (kernel, busybox) = self.kernel_and_busybox(&cache)?;
         let initrd = match (&self.initrd, busybox) {
             (Some(own), _) => own.clone(),
-            (None, Some(busybox)) => write_initrd(&cache, &busybox)?,
+            (None, Some(busybox)) => initrd::write(&cache, &busybox)?,
             (None, None) => {
                 return Err(Failure::new(
                     "demo: an initrd is made of a busybox, and this machine has none: \
@@ -153,6 +182,7 @@ impl Demo {
         let skep = ours::build_skep()?;
         let arguments =
             self.arguments(&kernel.display().to_string(), &initrd.display().to_string());
+        say(self.announcement());
         say(format!("demo: skep {}", arguments.join(" ")));
         let status = Command::new(&skep)
             .args(&arguments)
@@ -216,14 +246,6 @@ fn hosts_own_kernel() -> Outcome<PathBuf> {
     }
 }
 
-fn write_initrd(cache: &Cache, busybox: &Path) -> Outcome<PathBuf> {
-    let initrd = cache.path("demo-initrd.cpio");
-    let part = cache.path(&format!("demo-initrd-{}.part", std::process::id()));
-    fs::write(&part, initrd::build(busybox)?).map_err(about("write", &part))?;
-    fs::rename(&part, &initrd).map_err(about("write", &initrd))?;
-    Ok(initrd)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,7 +259,7 @@ mod tests {
             [
                 "run",
                 "--engine",
-                "kvm",
+                "auto",
                 "-c",
                 "4",
                 "-m",
@@ -250,6 +272,23 @@ mod tests {
                 "console=ttyS0 panic=-1 skep.test=shell"
             ]
         );
+    }
+
+    #[test]
+    fn the_lab_has_kvm_and_a_demo_that_nobody_leaves_ends_by_itself() {
+        let demo = parse(&["--lab".into()]).unwrap();
+        let arguments = demo.arguments("K", "I").join(" ");
+        assert!(arguments.starts_with("run --engine kvm "), "{arguments}");
+        assert!(arguments.ends_with(" --timeout 600"), "{arguments}");
+    }
+
+    #[test]
+    fn an_engine_that_does_not_exist_is_refused_and_one_that_was_asked_for_is_announced() {
+        let typed = |name: &str| parse(&["--engine".into(), name.into()]);
+        assert_eq!(typed("warp").unwrap_err().status, 2);
+        let announcement = typed("soft").unwrap().announcement();
+        assert!(announcement.contains("the software engine"), "{announcement}");
+        assert!(announcement.ends_with("--engine asks for it"), "{announcement}");
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! The script says who it is, in lines a test can look for, and then does what
 //! the kernel's command line asks of it. Tests and the demo share it.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
+use crate::cache::Cache;
 use crate::cpio::Archive;
-use crate::failure::Outcome;
+use crate::failure::{Outcome, about};
 use crate::programs::libraries;
 
 /// What the guest's first process prints before anything else.
@@ -14,6 +16,45 @@ pub(crate) const HELLO: &str = "HELLO FROM GUEST";
 
 /// What it prints when it is about to end in the way it was asked to.
 pub(crate) const GOODBYE: &str = "GOODBYE FROM GUEST";
+
+/// How each result of [`WORK`] begins.
+pub(crate) const WORK_LINE: &str = "work ";
+
+/// Work whose results do not depend on which machine does it: the guest does it, and
+/// this machine does it with the same busybox, which is the script's argument. It
+/// writes to the current directory.
+pub(crate) const WORK: &str = r#"busybox=$1
+say() { echo "work $1"; }
+
+# 64 MiB through a pipe and a hash.
+say "sha256 $($busybox yes skep | $busybox head -c 67108864 | $busybox sha256sum)"
+
+# Packed, unpacked, compared.
+$busybox seq 1 150000 > numbers
+$busybox gzip < numbers > numbers.gz
+$busybox gunzip < numbers.gz > again
+$busybox cmp numbers again && say "gzip $($busybox wc -c < numbers.gz) bytes, the same again"
+
+# A process for each of 300 small answers.
+sum=0
+round=0
+while [ $round -lt 300 ]; do
+    sum=$((sum + $($busybox expr $round \* $round % 97)))
+    round=$((round + 1))
+done
+say "forks $sum"
+
+# Four at once, each with something else to compute: integers, floating point,
+# 64-bit words, comparisons.
+$busybox seq 1 400000 | $busybox md5sum > busy0 &
+$busybox seq 1 60000 | $busybox awk '{ s += $1 / 7 * ($1 % 11) } END { printf "%.6f\n", s }' > busy1 &
+$busybox yes 1234567890 | $busybox head -c 4000000 | $busybox sha512sum > busy2 &
+$busybox seq 60000 -1 1 | $busybox sort -n | $busybox crc32 > busy3 &
+wait
+for one in 0 1 2 3; do
+    say "busy $one: $($busybox cat busy$one)"
+done
+"#;
 
 /// The first process. `HELLO` comes before any mount, so that time to it is time
 /// to user space.
@@ -43,6 +84,11 @@ case "$test" in
     shell)
         echo "A shell inside the guest. Leave it with: exit"
         setsid cttyhack sh
+        ;;
+    work)
+        cd /tmp && sh /work /bin/busybox
+        # Processors that have spent a tenth of a second and more in user mode.
+        echo "busy_cpus=$(awk '/^cpu[0-9]/ && $2 >= 10 { n++ } END { print n + 0 }' /proc/stat)"
         ;;
     stay)
         beat=0
@@ -75,7 +121,22 @@ pub(crate) fn build(busybox: &Path) -> Outcome<Vec<u8>> {
         archive.copy(&library, &library.display().to_string(), 0o755)?;
     }
     archive.file("/init", 0o755, INIT.as_bytes())?;
+    archive.file("/work", 0o644, WORK.as_bytes())?;
     archive.finish()
+}
+
+/// The archive as a file in the cache.
+///
+/// # Errors
+///
+/// When busybox cannot be read or the file not be written.
+pub(crate) fn write(cache: &Cache, busybox: &Path) -> Outcome<PathBuf> {
+    let initrd = cache.path("guest-initrd.cpio");
+    // Another chore may be reading it: it changes in one step.
+    let part = cache.path(&format!("guest-initrd-{}.part", std::process::id()));
+    fs::write(&part, build(busybox)?).map_err(about("write", &part))?;
+    fs::rename(&part, &initrd).map_err(about("write", &initrd))?;
+    Ok(initrd)
 }
 
 #[cfg(test)]
@@ -86,5 +147,6 @@ mod tests {
     fn the_script_prints_the_lines_the_tests_look_for() {
         assert!(INIT.contains(&format!("echo \"{HELLO}\"")));
         assert!(INIT.contains(&format!("echo \"{GOODBYE}\"")));
+        assert!(WORK.contains(&format!("say() {{ echo \"{WORK_LINE}$1\"; }}")));
     }
 }

@@ -5,8 +5,8 @@
 //! ([`apt`]).
 //!
 //! Reading order: [`fetch`] (what comes from elsewhere), [`initrd`] (what guests
-//! boot into), [`lab`] (where they can boot), [`lab_suite`] (what is tried there),
-//! [`test`] and [`demo`] (what people type).
+//! boot into), [`lab`] (a machine with real nested paging), [`suite`] (what is tried, on
+//! this machine and in the lab), [`test`] and [`demo`] (what people type).
 
 mod apt;
 mod arguments;
@@ -24,6 +24,8 @@ mod lab_suite;
 mod ours;
 mod process;
 mod programs;
+mod soft_suite;
+mod suite;
 mod terminal;
 mod test;
 mod watch;
@@ -54,12 +56,12 @@ type Chore = (&'static str, &'static str, fn(&[OsString]) -> Outcome<u8>);
 const CHORES: [Chore; 8] = [
     ("demo", demo::HELP, demo::main),
     ("test", test::HELP, test::main),
-    ("suite", lab_suite::HELP, lab_suite::main),
+    ("suite", suite::HELP, suite::main),
     ("lab", lab::HELP, lab::main),
     ("fetch", fetch::HELP, fetch::main),
     ("compare-boot", compare::HELP, compare::main),
     (compare::INSIDE, compare::HELP, compare::inside),
-    (lab_suite::INSIDE, lab_suite::HELP, lab_suite::inside::main),
+    (lab_suite::INSIDE, suite::HELP, lab_suite::inside::main),
 ];
 
 fn main() -> ExitCode {

@@ -1,59 +1,11 @@
-//! The cases: each a `skep` command line, the status it must end with, and what
-//! must be seen in what it printed and wrote.
+//! The cases in the lab.
 
-use crate::initrd::{GOODBYE, HELLO};
 use crate::kernels::LINES;
 use crate::lab::image::{GUEST_INITRD, guest_bzimage, guest_vmlinux};
+use crate::suite::case::{self, Case, REPORT, Run, Seen, Status, TRACE};
 
-/// Where a case's trace goes, when it has one.
-pub(super) const TRACE: &str = "/tmp/trace.jsonl";
-
-/// Where a case's report goes, when it has one.
-pub(super) const REPORT: &str = "/tmp/report.json";
-
-/// What the status of a run of `skep` must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Status {
-    Well = 0,
-    AskedForReset = 3,
-    GuestFailed = 5,
-    TimedOut = 6,
-    PmapDied = 7,
-    ActorDied = 8,
-}
-
-/// What must be seen after a run of `skep`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// This whole line on the guest's console.
-    Line(String),
-    /// This somewhere in what skep itself says.
-    Said(String),
-    /// The guest sees nearly all of this memory: the kernel keeps some of it.
-    MemTotal {
-        mib: u64,
-    },
-    /// As many lines in the trace as there are faults in the report.
-    WholeTrace,
-    /// No fault in the trace whose vcpu is unknown.
-    EveryVcpuKnown,
-    /// The report's number of this name is zero, or is not.
-    Zero(&'static str),
-    NotZero(&'static str),
-}
-
-/// One run of `skep`, and how it must go.
-#[derive(Clone, Debug)]
-pub(super) struct Case {
-    /// What is claimed.
-    pub(super) name: String,
-    /// What skep is given.
-    pub(super) arguments: Vec<String>,
-    /// How it must end.
-    pub(super) status: Status,
-    /// What must be seen.
-    pub(super) seen: Vec<Seen>,
-}
+/// The lab's KVM is a genuine one.
+const ENGINE: &str = "kvm";
 
 /// All cases, the quickest first.
 pub(super) fn all() -> Vec<Case> {
@@ -122,7 +74,7 @@ fn particular_boots() -> Vec<Case> {
             .ends(Status::AskedForReset)
             .case("a reboot through the keyboard controller"),
         linux(&newest, 2, "quiet skep.test=stay")
-            .with("--timeout", "20")
+            .timeout(20)
             .ends(Status::TimedOut)
             .sees_only(Seen::Said("did not end within 20 s".to_owned()))
             .case("a guest that never ends is ended by --timeout"),
@@ -169,76 +121,12 @@ fn deaths() -> Vec<Case> {
     cases
 }
 
-/// A run of `skep` on its way to a [`Case`].
-#[derive(Clone, Debug)]
-struct Run {
-    options: Vec<(String, String)>,
-    status: Status,
-    seen: Vec<Seen>,
-}
-
 fn guest(name: &str, cpus: u32) -> Run {
-    let run = Run { options: Vec::new(), status: Status::Well, seen: Vec::new() };
-    run.with("--guest", name).with("-c", &cpus.to_string()).with("--timeout", "120")
+    case::guest(ENGINE, name, cpus)
 }
 
-/// A Linux guest of 512 MiB with our initrd, which must reach its first process
-/// and see what it was given.
 fn linux(image: &str, cpus: u32, cmdline: &str) -> Run {
-    let run = Run {
-        options: Vec::new(),
-        status: Status::Well,
-        seen: vec![Seen::Line(HELLO.to_owned()), Seen::Line(format!("nproc={cpus}"))],
-    };
-    run.with("--kernel", image)
-        .with("--initrd", GUEST_INITRD)
-        .with("--cmdline", &format!("console=ttyS0 panic=-1 {cmdline}"))
-        .with("-c", &cpus.to_string())
-        .with("--timeout", "240")
-        .memory("512", 512)
-}
-
-impl Run {
-    /// Sets an option, in the place of an earlier value.
-    fn with(mut self, option: &str, value: &str) -> Self {
-        self.options.retain(|(name, _)| name != option);
-        self.options.push((option.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Gives the guest memory, of which it must see about `mib`.
-    fn memory(mut self, size: &str, mib: u64) -> Self {
-        self.seen.retain(|seen| !matches!(seen, Seen::MemTotal { .. }));
-        self.seen.push(Seen::MemTotal { mib });
-        self.with("-m", size)
-    }
-
-    fn ends(self, status: Status) -> Self {
-        Self { status, ..self }
-    }
-
-    fn sees(mut self, what: Seen) -> Self {
-        self.seen.push(what);
-        self
-    }
-
-    /// For a guest that may be ended before it has said anything.
-    fn sees_only(self, what: Seen) -> Self {
-        Self { seen: vec![what], ..self }
-    }
-
-    fn case(self, name: &str) -> Case {
-        let mut seen = self.seen;
-        let ends_itself = matches!(self.status, Status::Well | Status::AskedForReset);
-        if ends_itself && seen.contains(&Seen::Line(HELLO.to_owned())) {
-            seen.push(Seen::Line(GOODBYE.to_owned()));
-        }
-        let mut arguments = vec!["run".to_owned(), "--engine".to_owned(), "kvm".to_owned()];
-        for (option, value) in self.options {
-            arguments.extend([option, value]);
-        }
-        Case { name: name.to_owned(), arguments, status: self.status, seen }
-    }
+    case::linux(ENGINE, image, GUEST_INITRD, cpus, cmdline)
 }
 
 #[cfg(test)]
@@ -252,14 +140,5 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), count);
-    }
-
-    #[test]
-    fn a_linux_that_ends_itself_must_say_goodbye_and_another_need_not() {
-        let goodbye = Seen::Line(GOODBYE.to_owned());
-        assert!(linux("k", 1, "").case("a").seen.contains(&goodbye));
-        let ended = linux("k", 1, "").ends(Status::TimedOut).case("b");
-        assert!(!ended.seen.contains(&goodbye));
-        assert!(!guest("hello", 1).case("c").seen.contains(&goodbye));
     }
 }

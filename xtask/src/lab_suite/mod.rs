@@ -10,93 +10,36 @@
 mod cases;
 pub(crate) mod inside;
 
-use std::ffi::OsString;
-use std::time::Duration;
-
-use cases::Case;
-
 use crate::failure::{Failure, Outcome};
 use crate::lab::image::PROGRAMS;
 use crate::lab::run::{Ended, Stream};
 use crate::lab::{Lab, shell_line};
 use crate::ours;
-use crate::process::{print, say};
-
-/// What `--help` says.
-pub(crate) const HELP: &str = "\
-Runs the lab suite alone: stock kernels under skep, on real nested paging.
-
-Usage: cargo xtask suite [--list] [WORD]...
-
-  --list   print the cases and what each runs
-  WORD     only the cases whose name contains one of these words
-
-    cargo xtask suite 6.1 reboot
-
-It is the last step of `cargo xtask test`.
-";
-
-/// A guest that has not ended by now will not: on an idle machine a boot takes
-/// 10 s, on one with four times as much to do as it has processors a minute.
-const CASE_LIMIT: Duration = Duration::from_secs(300);
+use crate::process::say;
+use crate::suite::case::Case;
+use crate::suite::{Score, named};
 
 /// The word on the lab kernel's command line that says how many cases to skip.
 const SKIP: &str = "lab.skip=";
 
-/// How many cases went well and how many did not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Score {
-    pub(crate) passed: usize,
-    pub(crate) failed: usize,
-}
-
-/// The command.
-pub(crate) fn main(arguments: &[OsString]) -> Outcome<u8> {
-    let words: Vec<String> =
-        arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let (options, words): (Vec<String>, Vec<String>) =
-        words.into_iter().partition(|word| word.starts_with('-'));
-    match options.as_slice() {
-        [] => {}
-        [only] if only == "--list" => {
-            for case in chosen(&words) {
-                print(format!("{}\n    skep {}", case.name, case.arguments.join(" ")))?;
-            }
-            return Ok(0);
-        }
-        [other, ..] => {
-            return Err(Failure::usage(format!(
-                "suite does not know {other}; see `cargo xtask suite --help`"
-            )));
-        }
-    }
-    let score = run(&words)?;
-    print(format!("{} passed, {} failed", score.passed, score.failed))?;
-    Ok(u8::from(score.failed > 0))
-}
-
-fn chosen(words: &[String]) -> Vec<Case> {
-    let mut cases = cases::all();
-    cases.retain(|case| words.is_empty() || words.iter().any(|word| case.name.contains(word)));
-    cases
+/// The cases whose name contains one of `words`, or all.
+pub(crate) fn chosen(words: &[String]) -> Vec<Case> {
+    named(cases::all(), words)
 }
 
 /// Runs the cases whose name contains one of `words`, or all.
 ///
 /// # Errors
 ///
-/// When the lab cannot run here, or no case is meant.
+/// When the lab cannot run here.
 pub(crate) fn run(words: &[String]) -> Outcome<Score> {
     let cases = chosen(words);
-    if cases.is_empty() {
-        return Err(Failure::usage(format!("no case's name contains {}", words.join(" or "))));
-    }
     let program = format!("{PROGRAMS}/xtask");
     let mut inside = vec![program.clone(), INSIDE.to_owned()];
     inside.extend_from_slice(words);
     let mut lab = Lab::new(shell_line(&inside));
     lab.files.push((ours::ourselves()?, program));
-    lab.limit = CASE_LIMIT * u32::try_from(cases.len()).unwrap_or(u32::MAX);
+    lab.limit = cases.iter().map(|case| case.limit).sum();
     let ready = lab.prepare()?;
 
     let mut report = Report::new(&cases);
