@@ -25,7 +25,7 @@ const IMAGE: usize = 0x1000;
 /// Where the guest's own 32-bit code begins.
 const CODE: usize = 0x1058;
 /// Where its 64-bit code begins.
-const LONG_CODE: usize = 0x2000;
+const LONG_CODE: u32 = 0x2000;
 /// Where its interrupt table is, and the stubs behind that.
 const GATES: u32 = 0x6000;
 const STUBS: u32 = GATES + 32 * 16;
@@ -115,7 +115,7 @@ impl Guest {
             // An assembler has nothing to say about nothing.
             b.nop()?;
             long(&mut b)?;
-            Ok::<_, IcedError>((a.assemble(CODE as u64)?, b.assemble(LONG_CODE as u64)?))
+            Ok::<_, IcedError>((a.assemble(CODE as u64)?, b.assemble(LONG_CODE.into())?))
         };
         let (code, long) = assembled().expect("the test's own assembly");
         let mut bytes = WAY_IN.to_vec();
@@ -125,7 +125,7 @@ impl Guest {
             bytes.extend(piece);
         };
         place(CODE, &code);
-        place(LONG_CODE, &long);
+        place(LONG_CODE as usize, &long);
         place(GATES as usize, &gates(long.len() > 1));
         place(GATES_REGISTER as usize, &[0xff, 0x01]);
         place(GATES_REGISTER as usize + 2, &GATES.to_le_bytes());
@@ -223,7 +223,7 @@ fn into_long_mode(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(eax, cr0)?;
     a.or(eax, 0x8000_0000u32)?;
     a.mov(cr0, eax)?;
-    let jump = Instruction::with_far_branch(Code::Jmp_ptr1632, LONG, LONG_CODE as u32)?;
+    let jump = Instruction::with_far_branch(Code::Jmp_ptr1632, LONG, LONG_CODE)?;
     a.add_instruction(jump)
 }
 
@@ -517,7 +517,7 @@ fn a_flood_of_the_console_arrives_and_ends() {
         a.jmp(again)
     });
     for observed in floods.goes_on("-m 16") {
-        let line = format!("{}", "x".repeat(63));
+        let line = "x".repeat(63);
         assert!(observed.printed(&line), "not one whole line");
     }
 }
