@@ -67,6 +67,7 @@ impl HostAddress {
     }
 
     /// As a number.
+    #[cfg(test)]
     pub(crate) fn raw(self) -> u64 {
         self.0
     }
@@ -209,6 +210,28 @@ impl HostAddress {
         before & W::MASK
     }
 
+    /// Replaces sixteen bytes, `old` by `new`, in one locked step; returns what was there. Every x86-64 processor but
+    /// the very first has the instruction.
+    ///
+    /// # Panics
+    ///
+    /// When the address is no multiple of 16: the caller has checked it, as the guest's own instruction must.
+    #[must_use]
+    pub fn compare_exchange_wide(self, old: u128, new: u128) -> u128 {
+        assert!(self.0.is_multiple_of(16), "checked by the caller");
+        let (old_high, old_low) = halves(old);
+        let (new_high, new_low) = halves(new);
+        let (low, high): (u64, u64);
+        // SAFETY: as for `load`; a multiple of 16 has all sixteen bytes in its page. The compiler keeps rbx to itself: it
+        // is put back.
+        unsafe {
+            asm!("xchg rsi, rbx", "lock cmpxchg16b [rdi]", "mov rbx, rsi",
+                in("rdi") self.0, inout("rsi") new_low => _, in("rcx") new_high,
+                inout("rax") old_low => low, inout("rdx") old_high => high, options(nostack));
+        }
+        u128::from(high) << 64 | u128::from(low)
+    }
+
     /// Copies `bytes` to here from `from`, upwards, a byte at a time as far as anybody can tell.
     /// Both ranges end in their pages.
     #[inline]
@@ -238,5 +261,28 @@ impl HostAddress {
                     in("rax") value, options(nostack, preserves_flags)),
             }
         }
+    }
+}
+
+/// The upper and the lower half.
+#[expect(clippy::cast_possible_truncation, reason = "halves")]
+pub(crate) fn halves(value: u128) -> (u64, u64) {
+    ((value >> 64) as u64, value as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::width::B8;
+
+    #[test]
+    fn of_sixteen_bytes_only_what_was_expected_is_replaced() {
+        let mut memory = vec![0u8; 3 * 4096];
+        let at = crate::tests::page_in(memory.as_mut_ptr()).at(0xff0);
+        let (first, second) = (1 << 100 | 5, 7 << 64 | 9);
+        assert_eq!(at.compare_exchange_wide(0, first), 0);
+        assert_eq!(at.compare_exchange_wide(0, second), first);
+        assert_eq!((at.load::<B8>(), at.plus(8).load::<B8>()), (5, 1 << 36));
+        assert_eq!(at.compare_exchange_wide(first, second), first);
+        assert_eq!((at.load::<B8>(), at.plus(8).load::<B8>()), (9, 7));
     }
 }

@@ -146,7 +146,7 @@ fn compare_exchange_16(cpu: &mut Cpu, op: &Op) -> Done {
     let old = cpu.compare_exchange_wide(address, op.segment, expected, new)?;
     cpu.flags = with_zero(cpu.flags, old == expected);
     if old != expected {
-        let (high, low) = crate::wide_atomic::halves(old);
+        let (high, low) = crate::guest_memory::halves(old);
         (cpu.gpr[reg::RAX], cpu.gpr[reg::RDX]) = (low, high);
     }
     Ok(())
