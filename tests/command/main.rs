@@ -4,6 +4,7 @@ mod bad_input;
 mod endings;
 mod engines;
 mod examples;
+mod flat;
 mod guests;
 mod hostile;
 mod soft;

@@ -120,16 +120,13 @@ fn why_not_kvm() -> Option<String> {
     if !kvm.exists() {
         return Some("this machine has no /dev/kvm".to_owned());
     }
+    if let Err(error) = File::options().read(true).write(true).open(kvm) {
+        return Some(format!("/dev/kvm cannot be opened ({error}; are you in the group kvm?)"));
+    }
     let is_hardware = ["kvm_intel", "kvm_amd"]
         .iter()
         .any(|module| Path::new("/sys/module").join(module).exists());
-    if !is_hardware {
-        return Some("this machine's /dev/kvm is not a hardware one".to_owned());
-    }
-    let opened = File::options().read(true).write(true).open(kvm);
-    opened
-        .err()
-        .map(|error| format!("/dev/kvm cannot be opened ({error}; are you in the group kvm?)"))
+    (!is_hardware).then(|| "this machine's /dev/kvm is not a hardware one".to_owned())
 }
 
 impl Demo {
