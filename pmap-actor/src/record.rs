@@ -40,7 +40,7 @@ pub struct FaultRecord {
     pub time_ns: u64,
     /// Who touched it; unknown when a kernel worker took the fault in the vcpu's stead.
     pub vcpu: Option<VcpuId>,
-    /// Where: the page.
+    /// Where: to the byte, or, from an engine that does not say (KVM), the page.
     pub gpa: Gpa,
     /// With what intent. (KVM tells a fetch from no load.)
     pub access: Access,

@@ -182,7 +182,8 @@ fn the_trace_has_one_line_for_each_fault_of_the_report() {
         let known = faults.iter().filter(|fault| fault["vcpu"].is_u64()).count();
         assert_eq!(known as u64, number(&counted["vcpu_known"]));
         let is_page = |fault: &Value| fault["gpa"].as_str().is_some_and(|gpa| gpa.ends_with("000"));
-        assert!(faults.iter().all(is_page), "{text}");
+        // KVM tells the page, the software engine the byte.
+        assert!(engine == Engine::Soft || faults.iter().all(is_page), "{text}");
         // Only an engine that walks the tables itself knows where the guest was.
         let placed = faults.iter().filter(|fault| !fault["rip"].is_null()).count() as u64;
         assert_eq!(placed, if engine == Engine::Soft { total } else { 0 }, "{text}");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use actors::contract::guest::{GuestFault, Tidings};
 use actors::contract::space::{FaultOrigin, FaultService, SpaceError};
-use actors::{Access, Gpa, GpaRange, VcpuId};
+use actors::{Access, Gpa, VcpuId};
 
 use super::SpaceActor;
 use super::shootdowns::answer;
@@ -117,7 +117,7 @@ impl<M: Mirror> SpaceActor<M> {
             let record = FaultRecord {
                 time_ns: nanoseconds(seen - self.config.epoch),
                 vcpu: met.vcpu,
-                gpa: GpaRange::page_of(met.gpa).start(),
+                gpa: met.gpa,
                 access: met.access,
                 origin: met.origin,
                 action,
