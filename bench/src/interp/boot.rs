@@ -136,8 +136,7 @@ mod tests {
     #[test]
     fn instructions_are_summed_over_vcpus_and_missing_where_one_does_not_count() {
         let report = |one: &str| {
-            let text =
-                format!(r#"{{"vcpus": [{{"exits": {{"instructions": 5}}}}, {{"exits": {one}}}]}}"#);
+            let text = format!(r#"{{"vcpu": [{{"instructions": 5}}, {one}]}}"#);
             instructions(&serde_json::from_str(&text).unwrap())
         };
         assert_eq!(report(r#"{"instructions": 7}"#), Some(12));
