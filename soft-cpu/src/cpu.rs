@@ -14,6 +14,7 @@ use crate::surroundings::Surroundings;
 use crate::system::cpuid::Model;
 use crate::system::msr::MemoryTypes;
 use crate::tlb::{FetchTlb, Tlb, View};
+use crate::walk::WalkCache;
 use crate::width::Width;
 use crate::x87_state::X87;
 
@@ -302,6 +303,7 @@ pub struct Cpu {
     /// The nested tables' reader.
     pub second_stage: Box<dyn SecondStage>,
     pub(crate) nested: NestedCache,
+    pub(crate) walked: WalkCache,
     pub(crate) reads: Tlb,
     pub(crate) writes: Tlb,
     pub(crate) fetches: FetchTlb,
@@ -372,6 +374,7 @@ impl Cpu {
             surroundings,
             second_stage,
             nested: NestedCache::new(),
+            walked: WalkCache::new(),
             reads: Tlb::new(),
             writes: Tlb::new(),
             fetches: FetchTlb::new(),
@@ -649,6 +652,7 @@ impl Cpu {
     }
 
     pub(crate) fn flush_fetches(&mut self) {
+        self.walked.flush();
         // When epochs begin anew, what remembers them is emptied (the traces' table by itself).
         self.fetch_epoch = self.fetch_epoch.wrapping_add(1) & 0x0fff_ffff;
         if self.fetch_epoch == 0 {

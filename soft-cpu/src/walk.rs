@@ -43,6 +43,56 @@ pub(crate) struct Linear {
     pub(crate) large: Option<(u64, u64)>,
 }
 
+/// Recent last-level tables of long mode: what the levels above them say together. The paging-structure caches of
+/// hardware (Intel SDM vol. 3, "Caching Translation Information"): present entries only, gone with any flush.
+pub(crate) struct WalkCache {
+    entries: Box<[Walked; WALKED]>,
+    epoch: u64,
+}
+
+/// Tables remembered: 128 MiB of linear addresses.
+const WALKED: usize = 64;
+
+#[derive(Clone, Copy, Default)]
+struct Walked {
+    /// 2 MiB of linear addresses.
+    region: u64,
+    /// When it was walked; 0 for never.
+    epoch: u64,
+    table: u64,
+    writable: bool,
+    for_users: bool,
+    no_execute: bool,
+}
+
+impl WalkCache {
+    pub(crate) fn new() -> Self {
+        Self { entries: Box::new([Walked::default(); WALKED]), epoch: 1 }
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.epoch += 1;
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
+    fn index(region: u64) -> usize {
+        region as usize & (WALKED - 1)
+    }
+
+    fn get(&self, address: u64) -> Option<Walked> {
+        let region = address >> 21;
+        let walked = self.entries[Self::index(region)];
+        (walked.region == region && walked.epoch == self.epoch).then_some(walked)
+    }
+
+    fn put(&mut self, walk: &Walk, table: u64) {
+        let region = walk.address >> 21;
+        let Walk { writable, for_users, no_execute, .. } = *walk;
+        self.entries[Self::index(region)] =
+            Walked { region, epoch: self.epoch, table, writable, for_users, no_execute };
+    }
+}
+
 /// What a walk has gathered.
 #[derive(Clone, Copy)]
 struct Walk {
@@ -111,6 +161,14 @@ impl Cpu {
         mut table: u64,
         mut level: u32,
     ) -> Result<Option<Linear>, Raised> {
+        if level == 4
+            && let Some(walked) = self.walked.get(walk.address)
+        {
+            walk.writable = walked.writable;
+            walk.for_users = walked.for_users;
+            walk.no_execute = walked.no_execute;
+            (table, level) = (walked.table, 1);
+        }
         let reserved_high = (!0 << PHYSICAL_BITS) & ((1 << 52) - 1);
         let reserved_high =
             if self.is_long() { reserved_high } else { reserved_high | 0x7ff << 52 };
@@ -149,6 +207,9 @@ impl Cpu {
             }
             table = entry & self.frame_mask();
             level -= 1;
+            if level == 1 && self.is_long() {
+                self.walked.put(&walk, table);
+            }
         }
     }
 
