@@ -132,14 +132,6 @@ impl SecondStage for Nested {
         let writable = access == Access::Write || self.chance.one_in(2);
         Ok(NestedPage { host: self.memory.page(gpa), frame, writable, executable: true })
     }
-
-    fn filled_at(&self) -> u64 {
-        0
-    }
-
-    fn completed(&self) -> u64 {
-        0
-    }
 }
 
 struct Around {
@@ -190,11 +182,7 @@ impl Surroundings for Around {
         self.chance.below(16)
     }
 
-    fn set_task_priority(&mut self, _priority: u64) {}
-
     fn unimplemented(&mut self, _rip: u64, _name: &str) {}
-
-    fn pause(&mut self) {}
 }
 
 /// An instruction that exists, with operands of chance; or bytes of chance.

@@ -381,10 +381,7 @@ impl Cpu {
                 return Err(raised);
             }
         };
-        if let Some((first, last)) = linear.large {
-            let (low, high) = self.large.unwrap_or((first, last));
-            self.large = Some((low.min(first), high.max(last)));
-        }
+        self.note_large(&linear);
         // Filled for whose rights were asked.
         if self.is_implicit && wrapped == address {
             if access == Access::Read {

@@ -28,6 +28,8 @@ pub enum NestedRefusal {
 }
 
 /// Walks the nested tables, as the hardware does: sets accessed and dirty bits where hardware would.
+///
+/// The defaults are those of tables from which nothing is ever taken away.
 pub trait SecondStage: Send {
     /// Translates the page of `gpa` for one access.
     ///
@@ -43,8 +45,12 @@ pub trait SecondStage: Send {
     }
 
     /// The generation the translations are filled at: what the last flush was told.
-    fn filled_at(&self) -> u64;
+    fn filled_at(&self) -> u64 {
+        0
+    }
 
     /// The generation up to which every shootdown is complete.
-    fn completed(&self) -> u64;
+    fn completed(&self) -> u64 {
+        0
+    }
 }

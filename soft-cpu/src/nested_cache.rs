@@ -8,8 +8,8 @@ const ENTRIES: usize = 512;
 
 #[derive(Clone, Copy)]
 struct Entry {
-    /// Page number and epoch.
-    tag: u64,
+    /// The page's number.
+    number: u64,
     page: NestedPage,
 }
 
@@ -29,11 +29,11 @@ impl NestedCache {
 
     pub(crate) fn get(&self, gpa: u64) -> Option<NestedPage> {
         let entry = self.entries[index(gpa)].as_ref()?;
-        (entry.tag == gpa / PAGE).then_some(entry.page)
+        (entry.number == gpa / PAGE).then_some(entry.page)
     }
 
     pub(crate) fn put(&mut self, gpa: u64, page: NestedPage) {
-        self.entries[index(gpa)] = Some(Entry { tag: gpa / PAGE, page });
+        self.entries[index(gpa)] = Some(Entry { number: gpa / PAGE, page });
     }
 
     pub(crate) fn flush(&mut self) {

@@ -103,12 +103,6 @@ impl Processor {
         self.cpu.checker.as_ref().map_or(0, |checker| checker.compared)
     }
 
-    /// Traces decoded so far.
-    #[must_use]
-    pub fn traces_decoded(&self) -> u64 {
-        self.cache.decoded
-    }
-
     /// Forgets every translation, and everything decoded: the nested tables have changed.
     pub fn flush(&mut self) {
         self.cpu.flush_translations();

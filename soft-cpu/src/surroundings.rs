@@ -7,6 +7,8 @@ use crate::event::DeviceAccess;
 pub struct Refused;
 
 /// The processor's own surroundings. Called on its thread, never concurrently.
+///
+/// What has a default is what a processor without a local APIC, all of whose ports are heard, finds around itself.
 pub trait Surroundings: Send {
     /// The time-stamp counter.
     fn now(&mut self) -> u64;
@@ -16,33 +18,47 @@ pub trait Surroundings: Send {
     fn poll(&mut self) -> bool;
 
     /// The vector to take now; `None` when there is none after all.
-    fn acknowledge(&mut self) -> Option<u8>;
+    fn acknowledge(&mut self) -> Option<u8> {
+        None
+    }
 
     /// Reads the local APIC's page if `gpa` lies in it: `None` when it does not.
-    fn local_read(&mut self, access: &DeviceAccess) -> Option<u64>;
+    fn local_read(&mut self, _access: &DeviceAccess) -> Option<u64> {
+        None
+    }
 
     /// Writes it; whether it was there.
-    fn local_write(&mut self, access: &DeviceAccess) -> bool;
+    fn local_write(&mut self, _access: &DeviceAccess) -> bool {
+        false
+    }
 
     /// Whether a write to this port concerns nobody: then it is not worth an exit.
-    fn port_is_deaf(&mut self, port: u16) -> bool;
+    fn port_is_deaf(&mut self, _port: u16) -> bool {
+        false
+    }
 
     /// A model-specific register that belongs to the APIC: `None` when it does not.
-    fn read_msr(&mut self, msr: u32) -> Option<Result<u64, Refused>>;
+    fn read_msr(&mut self, _msr: u32) -> Option<Result<u64, Refused>> {
+        None
+    }
 
     /// The same for a write.
-    fn write_msr(&mut self, msr: u32, value: u64) -> Option<Result<(), Refused>>;
+    fn write_msr(&mut self, _msr: u32, _value: u64) -> Option<Result<(), Refused>> {
+        None
+    }
 
     /// CR8, the task priority.
-    fn task_priority(&mut self) -> u64;
+    fn task_priority(&mut self) -> u64 {
+        0
+    }
 
     /// Sets it.
-    fn set_task_priority(&mut self, priority: u64);
+    fn set_task_priority(&mut self, _priority: u64) {}
 
     /// The guest met an instruction that this processor does not know: it gets #UD, and whoever watches
     /// gets its name.
     fn unimplemented(&mut self, rip: u64, name: &str);
 
     /// A spin loop says that it spins.
-    fn pause(&mut self);
+    fn pause(&mut self) {}
 }

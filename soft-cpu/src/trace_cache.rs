@@ -74,8 +74,6 @@ pub(crate) struct TraceCache {
     recent: Box<[Trace; RECENT]>,
     /// The fetch epoch of the last look: when it wraps, `recent` is emptied.
     last_epoch: u32,
-    /// Traces decoded so far.
-    pub(crate) decoded: u64,
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "masked to the array's size")]
@@ -110,7 +108,6 @@ impl TraceCache {
             table: vec![u32::MAX; TABLE].into_boxed_slice(),
             recent: recent.try_into().unwrap_or_else(|_| unreachable!("the length is the type's")),
             last_epoch: 0,
-            decoded: 0,
         }
     }
 
@@ -205,7 +202,6 @@ impl TraceCache {
         let first = self.ops.len();
         let crossed = self.decode(cpu, page, linear, if alone { 1 } else { LONGEST })?;
         let count = self.ops.len() - first;
-        self.decoded += 1;
         let number = |value: usize| u32::try_from(value).expect("fewer records than 32 bits count");
         let mut trace = Trace {
             rip: cpu.rip,
@@ -334,10 +330,7 @@ impl Cpu {
         let translated = self.walk(linear, Access::Execute, user)?;
         let page = self.nested_page(translated.gpa, Access::Execute, linear, false)?;
         self.fetches.fill(linear, context, page);
-        if let Some((first, last)) = translated.large {
-            let (low, high) = self.large.unwrap_or((first, last));
-            self.large = Some((low.min(first), high.max(last)));
-        }
+        self.note_large(&translated);
         Ok(page)
     }
 }

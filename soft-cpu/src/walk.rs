@@ -153,6 +153,14 @@ impl Cpu {
         (1 << PHYSICAL_BITS) - PAGE
     }
 
+    /// Call when a translation is cached: dropping any piece of its large page must drop all of them.
+    pub(crate) fn note_large(&mut self, linear: &Linear) {
+        if let Some((first, last)) = linear.large {
+            let (low, high) = self.large.unwrap_or((first, last));
+            self.large = Some((low.min(first), high.max(last)));
+        }
+    }
+
     /// Eight-byte entries, from `level` (4: the root of long mode, 2: below a PAE pointer) down. `None` when somebody
     /// changed an entry meanwhile: from the start then.
     fn walk_levels(

@@ -6,11 +6,10 @@ use std::sync::atomic::AtomicU8;
 use std::time::{Duration, Instant};
 
 use soft_cpu::cpu::{cr0, reg, seg};
-use soft_cpu::event::{Access, DeviceAccess};
+use soft_cpu::event::Access;
 use soft_cpu::guest_memory::PAGE;
 use soft_cpu::nested::{NestedPage, NestedRefusal};
 use soft_cpu::segment::Segment;
-use soft_cpu::surroundings::Refused;
 use soft_cpu::{CodeMap, Processor, SecondStage, Stop, Surroundings};
 
 use super::measure::Runner;
@@ -39,14 +38,6 @@ impl SecondStage for Flat {
         let frame = u32::try_from(gpa / PAGE).map_err(|_| NestedRefusal::Device)?;
         Ok(NestedPage { host, frame, writable: true, executable: true })
     }
-
-    fn filled_at(&self) -> u64 {
-        0
-    }
-
-    fn completed(&self) -> u64 {
-        0
-    }
 }
 
 /// No APIC, no timer: the payload has interrupts off. Ports but COM1's are deaf, as unused ones are in a machine.
@@ -59,32 +50,12 @@ impl Surroundings for Alone {
     fn poll(&mut self) -> bool {
         false
     }
-    fn acknowledge(&mut self) -> Option<u8> {
-        None
-    }
-    fn local_read(&mut self, _access: &DeviceAccess) -> Option<u64> {
-        None
-    }
-    fn local_write(&mut self, _access: &DeviceAccess) -> bool {
-        false
-    }
     fn port_is_deaf(&mut self, port: u16) -> bool {
         port != DATA_PORT
     }
-    fn read_msr(&mut self, _msr: u32) -> Option<Result<u64, Refused>> {
-        None
-    }
-    fn write_msr(&mut self, _msr: u32, _value: u64) -> Option<Result<(), Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u64 {
-        0
-    }
-    fn set_task_priority(&mut self, _priority: u64) {}
     fn unimplemented(&mut self, rip: u64, name: &str) {
         eprintln!("the software processor does not know {name}, at {rip:#x}");
     }
-    fn pause(&mut self) {}
 }
 
 impl Soft {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use soft_cpu::cpu::{After, Cpu, attend, cr0, cr4, efer, seg};
-use soft_cpu::event::{Access, DeviceAccess};
+use soft_cpu::event::Access;
 use soft_cpu::nested::{NestedPage, NestedRefusal, SecondStage};
 use soft_cpu::segment::{Segment, TableRegister};
-use soft_cpu::surroundings::{Refused, Surroundings};
+use soft_cpu::surroundings::Surroundings;
 use soft_cpu::x87_state::Extended;
 use soft_cpu::{CodeMap, Processor, Stop};
 
@@ -54,32 +54,9 @@ impl Surroundings for Quiet {
         }
         false
     }
-    fn acknowledge(&mut self) -> Option<u8> {
-        None
-    }
-    fn local_read(&mut self, _access: &DeviceAccess) -> Option<u64> {
-        None
-    }
-    fn local_write(&mut self, _access: &DeviceAccess) -> bool {
-        false
-    }
-    fn port_is_deaf(&mut self, _port: u16) -> bool {
-        false
-    }
-    fn read_msr(&mut self, _msr: u32) -> Option<Result<u64, Refused>> {
-        None
-    }
-    fn write_msr(&mut self, _msr: u32, _value: u64) -> Option<Result<(), Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u64 {
-        0
-    }
-    fn set_task_priority(&mut self, _priority: u64) {}
     fn unimplemented(&mut self, _rip: u64, name: &str) {
         *self.0.unknown.lock() = Some(name.to_owned());
     }
-    fn pause(&mut self) {}
 }
 
 /// Guest-physical memory without a second dimension.
@@ -94,12 +71,6 @@ impl SecondStage for Flat {
         }
         let host = self.0.pages.page(frame as usize).ok_or(NestedRefusal::Device)?;
         Ok(NestedPage { host, frame, writable: true, executable: true })
-    }
-    fn filled_at(&self) -> u64 {
-        0
-    }
-    fn completed(&self) -> u64 {
-        0
     }
 }
 

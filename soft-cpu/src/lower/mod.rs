@@ -86,27 +86,25 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
     if instruction.is_invalid() {
         return Lowered { op, ends: true };
     }
-    let mut place = *place;
-    let found = fill_memory(instruction, &mut op, &place).and_then(|()| {
-        let at = &mut place;
-        arithmetic::lower(instruction, &mut op, at)
+    let found = fill_memory(instruction, &mut op, place).and_then(|()| {
+        arithmetic::lower(instruction, &mut op, place)
             .or_else(|| mmx::lower(instruction, &mut op))
-            .or_else(|| moves::lower(instruction, &mut op, at))
-            .or_else(|| control::lower(instruction, &mut op, at))
-            .or_else(|| stack::lower(instruction, &mut op, at))
-            .or_else(|| shifts::lower(instruction, &mut op, at))
-            .or_else(|| multiply::lower(instruction, &mut op, at))
-            .or_else(|| bits::lower(instruction, &mut op, at))
-            .or_else(|| strings::lower(instruction, &mut op, at))
-            .or_else(|| port_strings::lower(instruction, &mut op, at))
-            .or_else(|| accumulator::lower(instruction, &mut op, at))
-            .or_else(|| exchange::lower(instruction, &mut op, at))
-            .or_else(|| hints::lower(instruction, &mut op, at))
-            .or_else(|| legacy::lower(instruction, &mut op, at))
-            .or_else(|| x87::lower(instruction, &mut op, at))
-            .or_else(|| sse::lower(instruction, &mut op, at))
-            .or_else(|| segments::lower(instruction, &mut op, at))
-            .or_else(|| system::lower(instruction, &mut op, at))
+            .or_else(|| moves::lower(instruction, &mut op, place))
+            .or_else(|| control::lower(instruction, &mut op, place))
+            .or_else(|| stack::lower(instruction, &mut op, place))
+            .or_else(|| shifts::lower(instruction, &mut op, place))
+            .or_else(|| multiply::lower(instruction, &mut op, place))
+            .or_else(|| bits::lower(instruction, &mut op, place))
+            .or_else(|| strings::lower(instruction, &mut op, place))
+            .or_else(|| port_strings::lower(instruction, &mut op, place))
+            .or_else(|| accumulator::lower(instruction, &mut op, place))
+            .or_else(|| exchange::lower(instruction, &mut op, place))
+            .or_else(|| hints::lower(instruction, &mut op, place))
+            .or_else(|| legacy::lower(instruction, &mut op, place))
+            .or_else(|| x87::lower(instruction, &mut op, place))
+            .or_else(|| sse::lower(instruction, &mut op, place))
+            .or_else(|| segments::lower(instruction, &mut op, place))
+            .or_else(|| system::lower(instruction, &mut op, place))
     });
     match found {
         Some(found) => {

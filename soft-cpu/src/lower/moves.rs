@@ -8,8 +8,7 @@ use crate::lower::control::{Condition, by_condition};
 use crate::op::{Done, Handler, Op};
 use crate::width::{B1, B2, B4, B8, Width};
 
-pub(super) fn lower(i: &Instruction, op: &mut Op, place: &Place) -> Option<Found> {
-    let _ = place;
+pub(super) fn lower(i: &Instruction, op: &mut Op, _place: &Place) -> Option<Found> {
     let handler = match i.mnemonic() {
         Mnemonic::Mov => mov(i, op),
         Mnemonic::Movzx => extend::<false>(i, op),

@@ -26,11 +26,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use iced_x86::code_asm::CodeAssembler;
 
 use crate::cpu::{After, cr0, cr4, efer, reg, seg};
-use crate::event::{Access, DeviceAccess};
+use crate::event::Access;
 use crate::guest_memory::{HostPage, PAGE};
 use crate::nested::{NestedPage, NestedRefusal, SecondStage};
 use crate::segment::Segment;
-use crate::surroundings::{Refused, Surroundings};
+use crate::surroundings::Surroundings;
 use crate::width::B1;
 use crate::{CodeMap, Processor, Stop};
 
@@ -118,14 +118,6 @@ impl SecondStage for Flat {
         let frame = u32::try_from(gpa / PAGE).unwrap();
         Ok(NestedPage { host: self.0.page(gpa), frame, writable: true, executable: true })
     }
-
-    fn filled_at(&self) -> u64 {
-        0
-    }
-
-    fn completed(&self) -> u64 {
-        0
-    }
 }
 
 struct Alone {
@@ -155,29 +147,9 @@ impl Surroundings for Alone {
         world.acknowledged.push(vector);
         Some(vector)
     }
-    fn local_read(&mut self, _access: &DeviceAccess) -> Option<u64> {
-        None
-    }
-    fn local_write(&mut self, _access: &DeviceAccess) -> bool {
-        false
-    }
-    fn port_is_deaf(&mut self, _port: u16) -> bool {
-        false
-    }
-    fn read_msr(&mut self, _msr: u32) -> Option<Result<u64, Refused>> {
-        None
-    }
-    fn write_msr(&mut self, _msr: u32, _value: u64) -> Option<Result<(), Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u64 {
-        0
-    }
-    fn set_task_priority(&mut self, _priority: u64) {}
     fn unimplemented(&mut self, rip: u64, name: &str) {
         self.world.lock().missing.push(format!("{name} at {rip:#x}"));
     }
-    fn pause(&mut self) {}
 }
 
 /// A processor with memory around it.

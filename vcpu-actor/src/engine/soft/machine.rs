@@ -1,7 +1,7 @@
 //! What the software processors of one machine share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -44,20 +44,13 @@ pub(super) struct Common {
     claimed: OnceLock<Box<[u64; 1024]>>,
     /// Instructions that the processor does not know, by name, and how often guests met them.
     unimplemented: Mutex<BTreeMap<String, u64>>,
-    /// Writes to ports where nobody lives, that never left the guest.
-    deaf_writes: AtomicU64,
 }
 
 impl Common {
     /// Whether a write to `port` concerns nobody.
     pub(super) fn is_deaf(&self, port: u16) -> bool {
         let Some(claimed) = self.claimed.get() else { return false };
-        let deaf = claimed[usize::from(port / 64)] >> (port % 64) & 1 == 0;
-        if deaf {
-            // Relaxed: a count.
-            self.deaf_writes.fetch_add(1, Ordering::Relaxed);
-        }
-        deaf
+        claimed[usize::from(port / 64)] >> (port % 64) & 1 == 0
     }
 
     pub(super) fn unimplemented(&self, vcpu: VcpuId, rip: u64, name: &str) {
@@ -131,7 +124,6 @@ impl SoftMachine {
             options,
             claimed: OnceLock::new(),
             unimplemented: Mutex::default(),
-            deaf_writes: AtomicU64::new(0),
         };
         Ok(Self { common: Arc::new(common), space })
     }
