@@ -23,6 +23,7 @@ pub mod device;
 pub mod doorbell;
 pub mod id;
 pub mod layout;
+pub mod pages;
 pub mod platform;
 pub mod pulse;
 pub mod threads;

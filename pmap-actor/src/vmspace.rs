@@ -13,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use actors::contract::space::SpaceError;
+use actors::pages::PageSet;
 use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use crate::ept::masks::{FRAME_MASK, Masks, PmapFlags};
@@ -21,7 +22,7 @@ use crate::host::memory::GuestMemory;
 use crate::host::userfault::Installed;
 use crate::map::VmMap;
 use crate::mirror::Mirror;
-use crate::pages::{PageSet, run_around, runs};
+use crate::runs::{run_around, runs};
 
 /// A guest's memory: what should be there, what is there, and who must be told.
 pub struct VmSpace<M> {

@@ -2,5 +2,6 @@
 
 pub mod boot;
 pub mod guest;
+pub mod page;
 pub mod space;
 pub mod vcpu;

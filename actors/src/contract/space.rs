@@ -9,6 +9,7 @@
 
 use tokio::sync::oneshot;
 
+use crate::contract::page::{PmapTally, ReclaimTally, WorkingSetSample};
 use crate::contract::vcpu::Break;
 use crate::{Access, Gpa, GpaRange, Gva, Protection, VcpuId};
 
@@ -232,6 +233,12 @@ pub struct SpaceTally {
     pub generation: u64,
     /// Shootdowns.
     pub shootdowns: ShootdownTally,
+    /// Superpages, accessed and dirty bits.
+    pub pmap: PmapTally,
+    /// What left memory, and what came back.
+    pub reclaim: ReclaimTally,
+    /// The working set over time, where harvests at intervals were asked for: the newest last.
+    pub working_set: Vec<WorkingSetSample>,
 }
 
 /// Nested faults by what was done about them.

@@ -131,6 +131,7 @@ impl<M: Mirror> SpaceActor<M> {
                 latency: quantiles(self.counted.shootdowns.latency()),
                 kernel_half: quantiles(self.counted.shootdowns.kernel_half()),
             },
+            ..SpaceTally::default()
         }
     }
 }

@@ -1,45 +1,6 @@
-//! One bit per 4 KiB page of guest memory.
+//! Runs of neighbouring pages that have something in common.
 
 use actors::{Gpa, GpaRange, PAGE_SIZE};
-
-/// Which pages are in their object. Indexed by frame, so the hole costs nothing.
-#[derive(Debug)]
-pub(crate) struct PageSet {
-    words: Vec<u64>,
-}
-
-impl PageSet {
-    /// None of `pages`.
-    #[must_use]
-    pub(crate) fn new(pages: u64) -> Self {
-        // Zeroed lazily by the host: a set for a terabyte costs what is used of it.
-        let words = usize::try_from(pages.div_ceil(64)).expect("memory of this size was mapped");
-        Self { words: vec![0; words] }
-    }
-
-    fn place(page: u64) -> (usize, u64) {
-        (usize::try_from(page / 64).expect("as in new"), 1 << (page % 64))
-    }
-
-    /// Whether `page` is in the set.
-    #[must_use]
-    pub(crate) fn contains(&self, page: u64) -> bool {
-        let (word, bit) = Self::place(page);
-        self.words[word] & bit != 0
-    }
-
-    /// Puts `page` in.
-    pub(crate) fn insert(&mut self, page: u64) {
-        let (word, bit) = Self::place(page);
-        self.words[word] |= bit;
-    }
-
-    /// Takes `page` out.
-    pub(crate) fn remove(&mut self, page: u64) {
-        let (word, bit) = Self::place(page);
-        self.words[word] &= !bit;
-    }
-}
 
 /// The longest run of pages around `at`, inside `within` and inside one aligned window of
 /// `window` pages, for which `same` holds (it holds for `at`).
@@ -85,17 +46,6 @@ mod tests {
 
     fn range(start: u64, pages: u64) -> GpaRange {
         GpaRange::new(Gpa(start * 4096), pages * 4096).unwrap()
-    }
-
-    #[test]
-    fn a_set_holds_what_was_put_in_and_not_taken_out() {
-        let mut set = PageSet::new(130);
-        for page in [0, 63, 64, 129, 129] {
-            set.insert(page);
-        }
-        set.remove(64);
-        let left: Vec<_> = (0..130).filter(|page| set.contains(*page)).collect();
-        assert_eq!(left, [0, 63, 129]);
     }
 
     #[test]
