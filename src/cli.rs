@@ -87,6 +87,9 @@ pub(crate) enum AccessedDirty {
     Emulated,
 }
 
+/// Over the options about memory that leaves.
+const PAGING: &str = "Memory that leaves";
+
 /// On or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Switched {
@@ -112,6 +115,8 @@ Examples:
   skep run -c 2 -m 512 --kernel bzImage --initrd initrd.gz --cmdline 'console=ttyS0 panic=-1'
   skep run -c 4 --guest storm --shootdown broadcast --report storm.json
   skep run -m 1G --kernel vmlinux --trace faults.jsonl
+  skep run -m 2G --resident 512M --swap /var/tmp/guest.swap --kernel vmlinux --initrd initrd.gz
+  skep run --guest toucher --harvest-every 100
 
 The guest's serial console is on stdout, and nothing else is. At a terminal, Ctrl-C ends the
 run; Ctrl-A c sends Ctrl-C to the guest, Ctrl-A a sends Ctrl-A, Ctrl-A x ends the run.")]
@@ -176,6 +181,23 @@ pub(crate) struct RunArgs {
     /// Make all memory resident before the guest starts, and keep it so
     #[arg(short = 'S', long)]
     pub(crate) wire: bool,
+
+    /// The most memory that the guest's resident pages and its compressed ones may take together. What it
+    /// has not used for longest leaves: pages of zeroes are dropped, others are compressed in memory, and the
+    /// oldest of those go to the --swap file. Without one, what does not compress stays
+    #[arg(long, value_name = "SIZE", help_heading = PAGING)]
+    pub(crate) resident: Option<String>,
+
+    /// Where pages go that leave memory for good: a file, made if it is not there; what it held is lost. It
+    /// grows up to SIZE, or up to the size of the guest's memory
+    #[arg(long, value_name = "FILE[,size=SIZE]", help_heading = PAGING)]
+    pub(crate) swap: Option<String>,
+
+    /// Look every so many milliseconds at which pages the guest has used, for the working set in the summary
+    /// and the report. Each look takes accessed bits back, by one shootdown
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000),
+          help_heading = PAGING)]
+    pub(crate) harvest_every: Option<u64>,
 
     /// How many pages come with a touched one, in one aligned window; 1 turns it off
     #[arg(long, value_name = "PAGES", default_value_t = machine::spec::FAULT_AROUND_PAGES,

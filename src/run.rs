@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use actors::contract::boot::BootSource;
 use actors::layout::parse_memory_size;
+use actors::swap::BadSwap;
 use loader_actor::guests;
 use machine::host::meminfo;
 use machine::spec::block_signals;
@@ -85,6 +86,11 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
     spec.initrd = args.initrd.clone();
     spec.cmdline = args.cmdline.clone();
     spec.wire = args.wire;
+    let limit = args.resident.as_deref().map(parse_memory_size).transpose();
+    spec.resident_limit_bytes = limit.map_err(|why| usage(format!("--resident: {why}")))?;
+    let swap = args.swap.as_deref().map(str::parse).transpose();
+    spec.swap = swap.map_err(|why: BadSwap| usage(format!("--swap: {why}")))?;
+    spec.harvest_every = args.harvest_every.map(Duration::from_millis);
     spec.engine = match args.engine {
         EngineKind::Auto => EngineChoice::Auto,
         EngineKind::Kvm => EngineChoice::Kvm,

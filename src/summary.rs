@@ -1,5 +1,7 @@
 //! What a person wants to know after a run: a few lines on stderr.
 
+mod paging;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -108,6 +110,7 @@ fn text(ended: &Ended, storm: Option<StormReport>) -> String {
             lines.push(format!("  latency     {}", quantiles(&shootdowns.latency)));
             lines.push(format!("  host's half {}", quantiles(&shootdowns.kernel_half)));
         }
+        lines.extend(paging::lines(space, report.resident_limit_bytes));
     }
     if let Some(storm) = storm {
         lines.push(format!(

@@ -26,6 +26,7 @@ pub mod layout;
 pub mod pages;
 pub mod platform;
 pub mod pulse;
+pub mod swap;
 pub mod threads;
 
 pub use addr::{Access, Gpa, GpaRange, Gva, PAGE_SIZE, PageSize, Protection};

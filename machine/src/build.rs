@@ -40,6 +40,7 @@ use crate::engines::{self, EngineKind, Hardware};
 use crate::host::meminfo;
 use crate::machine::{Machine, TheEnd};
 use crate::outcome::ExitStatus;
+use crate::paging::{self, BadPaging};
 use crate::phase::Phase;
 use crate::spec::{ConsoleKind, MachineSpec};
 use crate::supervisor::MachineActor;
@@ -55,6 +56,9 @@ pub enum BuildError {
     /// The memory makes no sense.
     #[error(transparent)]
     Layout(#[from] BadLayout),
+    /// What may leave memory, and where to, makes no sense.
+    #[error(transparent)]
+    Paging(#[from] BadPaging),
     /// KVM cannot do it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -122,6 +126,7 @@ impl BuildError {
             Self::Kvm(_) | Self::Memory { .. } | Self::NotEnoughToWire { .. } | Self::Pmap(_) => {
                 ExitStatus::HostLacks
             }
+            Self::Paging(bad) => bad.exit_status(),
             Self::Host { .. } => ExitStatus::Error,
         }
     }
@@ -177,6 +182,7 @@ struct Plugged {
 pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
     let epoch = Instant::now();
     let layout = spec.layout()?;
+    paging::check(&spec)?;
     if spec.wire {
         must_be_available(layout.total())?;
     }
@@ -215,6 +221,9 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
         spin_for_faults: spec.spin_for_faults,
         trace,
         epoch,
+        swap: spec.swap.clone(),
+        resident_limit_bytes: spec.resident_limit_bytes,
+        harvest_every: spec.harvest_every,
         tell: tell.clone(),
     })?;
     watch.add(ActorName::Pmap, space.pulse().clone());

@@ -21,6 +21,8 @@ pub struct Report {
     pub vcpus: u16,
     /// How much memory the guest was given, in bytes.
     pub memory_bytes: u64,
+    /// The most of it that was allowed to be in memory, with what was kept compressed (`--resident`), in bytes.
+    pub resident_limit_bytes: Option<u64>,
     /// How it ended, in words.
     pub outcome: String,
     /// The command's exit status.

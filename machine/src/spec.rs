@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actors::contract::boot::{BootSource, Load};
 use actors::layout::{BadLayout, LOWMEM_LIMIT, MemoryLayout};
+pub use actors::swap::SwapSpec;
 pub use devices::console::block_signals;
 use pmap_actor::ept::tables::ADDRESS_BITS;
 pub use pmap_actor::space_actor::ShootdownMode;
@@ -69,6 +70,12 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Make all memory resident before the guest starts (`-S`).
     pub wire: bool,
+    /// Where pages go that leave memory.
+    pub swap: Option<SwapSpec>,
+    /// The most that resident guest memory and pages that are kept compressed may take together, in bytes.
+    pub resident_limit_bytes: Option<u64>,
+    /// How often to look at the guest's working set; each look costs a shootdown.
+    pub harvest_every: Option<Duration>,
     /// What shall run the guest.
     pub engine: EngineChoice,
     /// Accessed and dirty bits of the nested tables are set by whoever walks them, as newer hardware does, not emulated.
@@ -115,6 +122,9 @@ impl MachineSpec {
             initrd: None,
             cmdline: String::new(),
             wire: false,
+            swap: None,
+            resident_limit_bytes: None,
+            harvest_every: None,
             engine: EngineChoice::Auto,
             hardware_ad: false,
             superpages: true,

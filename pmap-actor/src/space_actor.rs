@@ -47,6 +47,7 @@ use actors::contract::guest::{TellMachine, Tidings};
 use actors::contract::space::{FaultService, FaultTally, SpaceRequest};
 use actors::doorbell::Doorbell;
 use actors::pulse::Pulse;
+use actors::swap::SwapSpec;
 use actors::threads::{self, Joined};
 use crossbeam_channel::{Receiver, Sender};
 use shootdown::{Domain, Tally, Whom};
@@ -167,6 +168,12 @@ pub struct SpaceConfig {
     pub trace: Option<Sender<FaultRecord>>,
     /// What the records' times count from.
     pub epoch: Instant,
+    /// Where pages go that leave memory, beyond its compressed tier.
+    pub swap: Option<SwapSpec>,
+    /// The most that resident guest memory and the compressed tier may take together, in bytes.
+    pub resident_limit_bytes: Option<u64>,
+    /// How often to look at the guest's working set.
+    pub harvest_every: Option<Duration>,
     /// Where tidings go.
     pub tell: TellMachine,
 }

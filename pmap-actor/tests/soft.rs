@@ -52,6 +52,9 @@ fn config(consumer: Consumer, mode: ShootdownMode) -> (SpaceConfig, Receiver<()>
         spin_for_faults: Duration::ZERO,
         trace: None,
         epoch: Instant::now(),
+        swap: None,
+        resident_limit_bytes: None,
+        harvest_every: None,
         tell: Arc::new(|_| {}),
     };
     (config, knocks)

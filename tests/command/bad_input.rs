@@ -80,6 +80,39 @@ fn an_engine_refuses_by_name_what_it_cannot_do() {
 }
 
 #[test]
+fn paging_that_makes_no_sense_is_refused_by_the_names_of_its_options() {
+    let run = "run --guest hello";
+    let swap = scratch("unused.swap");
+    refused(&format!("{run} --resident lots"), 2, "--resident: \"lots\" is not a memory size");
+    refused(&format!("{run} -m 64 --resident 65M"), 2, "would limit nothing");
+    refused(&format!("{run} --resident 4M"), 2, "5242880 is the least");
+    refused(&format!("{run} -c 4 --resident 6M"), 2, "too few for 4 vcpus: 8388608 is the least");
+    refused(&format!("{run} --resident 8190K"), 2, "not whole 4 KiB pages");
+    refused(&format!("{run} -S --resident 128M"), 2, "-S keeps all 268435456 bytes");
+    refused(&format!("{run} -S --swap {swap}"), 2, "-S keeps all memory resident");
+    refused(&format!("{run} --swap ,size=1M"), 2, "names no file");
+    refused(&format!("{run} --swap {swap},sise=1M"), 2, "a comma without \"size=\"");
+    refused(&format!("{run} --swap {swap},size=0"), 2, "no room");
+    refused(&format!("{run} --swap {swap},size=6K"), 2, "not whole 4 KiB pages");
+    refused(&format!("{run} --swap {swap},size=17T"), 2, "more than 4294967296 pages");
+    refused(&format!("{run} --harvest-every 0"), 2, "--harvest-every");
+    assert!(!fs::exists(&swap).expect("a look"), "a refused run made {swap}");
+}
+
+#[test]
+fn a_swap_file_that_cannot_be_one_is_refused_before_anything_runs() {
+    let directory = env!("CARGO_TARGET_TMPDIR");
+    on_every_engine(|engine| {
+        let run = format!("run --engine {engine} --guest hello --swap");
+        [
+            refused(&format!("{run} {directory}"), 1, "is a directory"),
+            refused(&format!("{run} /dev/null"), 1, "not a regular file"),
+            refused(&format!("{run} /nonexistent/swap"), 1, "/nonexistent/swap cannot be written"),
+        ]
+    });
+}
+
+#[test]
 fn memory_that_the_host_does_not_have_is_refused() {
     on_every_engine(|engine| {
         let run = format!("run --engine {engine} --guest hello");
