@@ -29,6 +29,10 @@ pub enum ActorName {
     Machine,
     /// The owner of the vmspace.
     Pmap,
+    /// The one who packs the pages that leave, and writes them to the swap file.
+    Pageout,
+    /// The one who reads pages from the swap file.
+    Pagein,
     /// The one who places the first bytes.
     Loader,
     /// The guest's serial console on this terminal.
@@ -44,6 +48,8 @@ impl fmt::Display for ActorName {
         match self {
             Self::Machine => out.write_str("machine"),
             Self::Pmap => out.write_str("pmap"),
+            Self::Pageout => out.write_str("pageout"),
+            Self::Pagein => out.write_str("pagein"),
             Self::Loader => out.write_str("loader"),
             Self::Console => out.write_str("console"),
             Self::Tracer => out.write_str("tracer"),

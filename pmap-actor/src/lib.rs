@@ -26,4 +26,5 @@ pub mod record;
 pub mod roster;
 mod runs;
 pub mod space_actor;
+pub mod swap;
 pub mod vmspace;
