@@ -22,6 +22,7 @@ pub mod host;
 pub mod latency;
 pub mod map;
 pub mod mirror;
+pub mod pmap;
 pub mod record;
 pub mod roster;
 mod runs;

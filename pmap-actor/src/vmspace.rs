@@ -16,7 +16,8 @@ use actors::contract::space::SpaceError;
 use actors::pages::PageSet;
 use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
-use crate::ept::masks::{FRAME_MASK, Masks, PmapFlags};
+use crate::ept::entry::Leaf;
+use crate::ept::masks::{Masks, PmapFlags, PmapType};
 use crate::ept::tables::{TableFrame, Tables};
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::Installed;
@@ -107,7 +108,7 @@ impl<M: Mirror> VmSpace<M> {
         let layout = memory.layout();
         Self {
             map: VmMap::new(layout),
-            tables: Tables::new(flags, layout),
+            tables: Tables::new(PmapType::PtEpt, flags, layout),
             mirror,
             resident: PageSet::new(layout.total() / PAGE_SIZE),
             holds: Vec::new(),
@@ -189,7 +190,7 @@ impl<M: Mirror> VmSpace<M> {
         may_write: bool,
     ) -> Result<Served, Unserved> {
         let touched = self.tables.masks().touched(access);
-        let was_clear = self.tables.update(page, |leaf| leaf | touched, |_, _| {}) > 0;
+        let was_clear = self.tables.update(page, |leaf| leaf.entry | touched, |_, _, _| {}) > 0;
         Ok(match self.mirror.mend(page, access, may_write)? {
             Served::AlreadyThere if was_clear && access == Access::Write => {
                 Served::WriteUnprotected
@@ -338,8 +339,8 @@ impl<M: Mirror> VmSpace<M> {
         let masks = *self.tables.masks();
         let after = masks.permissions(protection);
         let (mut lost, mut gained) = (0, 0);
-        let change = |leaf| leaf & !masks.permission_mask() | after;
-        self.tables.update(range, change, |before, after| {
+        let change = |leaf: Leaf| leaf.entry & !masks.permission_mask() | after;
+        self.tables.update(range, change, |_, Leaf { entry: before, .. }, after| {
             lost += u64::from(loses_rights(&masks, before, after));
             gained += u64::from(before & masks.writable == 0 && after & masks.writable != 0);
         });
@@ -388,7 +389,7 @@ impl<M: Mirror> VmSpace<M> {
         self.install_resident(part)?;
         self.memory.lock(part)?;
         let wired = self.tables.masks().wired;
-        self.wired_pages += self.tables.update(part, |leaf| leaf | wired, |_, _| {});
+        self.wired_pages += self.tables.update(part, |leaf| leaf.entry | wired, |_, _, _| {});
         self.map.change(part, |entry| entry.wired = true).map_err(io::Error::other)
     }
 
@@ -404,7 +405,7 @@ impl<M: Mirror> VmSpace<M> {
         }
         self.map.change(range, |entry| entry.wired = false)?;
         let wired = self.tables.masks().wired;
-        self.wired_pages -= self.tables.update(range, |leaf| leaf & !wired, |_, _| {});
+        self.wired_pages -= self.tables.update(range, |leaf| leaf.entry & !wired, |_, _, _| {});
         self.memory.unlock(range).map_err(|error| host("unlock guest memory", &error))
     }
 
@@ -490,7 +491,7 @@ impl<M: Mirror> VmSpace<M> {
     /// The frame that `gpa` translates to now (FreeBSD's `pmap_extract`).
     #[must_use]
     pub fn extract(&self, gpa: Gpa) -> Option<u64> {
-        self.tables.leaf(gpa).map(|leaf| leaf & FRAME_MASK | gpa.0 & (PAGE_SIZE - 1))
+        self.tables.leaf(gpa).map(|leaf| leaf.frame_of(gpa) | gpa.0 & (PAGE_SIZE - 1))
     }
 }
 

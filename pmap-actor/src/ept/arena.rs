@@ -18,12 +18,12 @@ use actors::layout::MemoryLayout;
 use actors::{Gpa, PAGE_SIZE};
 
 /// Entries in a table.
-const ENTRIES: usize = 512;
+pub(super) const ENTRIES: u16 = 512;
 /// Tables in one piece of the arena: 64 MiB of address space, enough for
 /// guest-physical addresses up to 14 GiB.
 const PIECE: usize = 1 << 14;
 
-type Table = [AtomicU64; ENTRIES];
+type Table = [AtomicU64; ENTRIES as usize];
 
 /// All tables of one pmap.
 pub(super) struct Arena {
@@ -54,10 +54,15 @@ impl Arena {
         PIECE * (1 + self.more.len())
     }
 
+    /// The entries of `table`.
+    pub(super) fn entries(&self, table: &TableFrame) -> &[AtomicU64; ENTRIES as usize] {
+        let index = table.index();
+        self.first.get(index).unwrap_or_else(|| self.table_further_on(index))
+    }
+
     /// The entry in `table`, which is of `level` (4: root, 1: last), on the way to `gpa`.
     pub(super) fn place(&self, table: &TableFrame, gpa: Gpa, level: u32) -> &AtomicU64 {
-        let index = table.index();
-        let table = self.first.get(index).unwrap_or_else(|| self.table_further_on(index));
+        let table = self.entries(table);
         &table[usize::try_from(gpa.0 >> (12 + 9 * (level - 1)) & 511).expect("nine bits")]
     }
 

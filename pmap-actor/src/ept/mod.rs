@@ -7,15 +7,19 @@
 //!       └────┬─────┴────┬─────┴────┬─────┴────┬─────┴───────────┘
 //!            ▼          ▼          ▼          ▼
 //!          root ──▶   table ──▶  table ──▶   leaf: frame and permissions
+//!                                   └────▶   or a leaf already: 2 MiB, a *superpage*
 //! ```
 //!
 //! 512 entries of 8 bytes each per table. A *frame* is an offset into the guest's memory
-//! object (the memfd); the frame of a *table* is its place in the arena (`arena.rs`).
+//! object (the memfd); the frame of a *table* is its place in the arena (`arena.rs`). An aligned 2 MiB is a
+//! *block*.
 //!
-//! Reading order: [`masks`] (which bit means what) → [`tables`] (the writer) → [`view`] (the
-//! readers, and how they and the writer share an entry).
+//! Reading order: [`masks`] (which bit means what), [`attribute`], [`entry`] (what an entry says) →
+//! [`tables`] (the writer) → [`view`] (the readers, and how they and the writer share an entry).
 
 mod arena;
+pub mod attribute;
+pub mod entry;
 pub mod masks;
 pub mod tables;
 pub mod view;

@@ -41,7 +41,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actors::{Access, Gpa, PageSize};
 
 use super::arena::{Arena, TableFrame};
-use super::masks::{FRAME_MASK, Masks, PmapFlags};
+use super::entry::Leaf;
+use super::masks::{FRAME_MASK, Masks, PmapFlags, PmapType};
 
 /// Bits of guest-physical address that four levels translate.
 pub const ADDRESS_BITS: u32 = 48;
@@ -122,7 +123,7 @@ impl View {
     /// The leaf that translates `gpa`, if there is one: as the pmap reads it, valid bit and
     /// all, and without a trace.
     #[must_use]
-    pub fn leaf(&self, gpa: Gpa) -> Option<u64> {
+    pub fn leaf(&self, gpa: Gpa) -> Option<Leaf> {
         walk(&self.arena, &self.masks, gpa, |_| {})
     }
 
@@ -149,7 +150,11 @@ impl View {
         // A round fails only when somebody else's change came between: of the writer, which
         // has finitely many to make, or of a reader, which sets each bit once.
         loop {
-            if let Ok(answer) = self.walk_as_hardware(gpa, access) {
+            let walk = match self.masks.kind {
+                PmapType::PtEpt => self.walk_as_hardware(gpa, access),
+                PmapType::PtX86 => self.walk_as_x86(gpa, access),
+            };
+            if let Ok(answer) = walk {
                 return answer;
             }
         }
@@ -244,7 +249,7 @@ pub(super) fn walk(
     masks: &Masks,
     gpa: Gpa,
     mut see: impl FnMut(u64),
-) -> Option<u64> {
+) -> Option<Leaf> {
     if gpa.0 >> ADDRESS_BITS != 0 {
         return None;
     }
@@ -256,12 +261,15 @@ pub(super) fn walk(
         }
         see(entry);
         if Masks::is_leaf(entry, level) {
-            return Some(entry);
+            let size = if level == 1 { PageSize::Size4KiB } else { PageSize::Size2MiB };
+            return Some(Leaf { entry, size });
         }
         table = TableFrame(entry & FRAME_MASK);
     }
     None
 }
+
+mod x86;
 
 #[cfg(test)]
 mod tests;

@@ -236,7 +236,7 @@ fn a_fault_sets_the_emulated_bits_that_somebody_cleared() {
     space.fault(Gpa(0), Access::Write).unwrap();
     let (masks, view) = (*space.tables().masks(), space.tables().view());
     let clear = masks.accessed | masks.modified;
-    space.tables.update(range(0, 1), |leaf| leaf & !clear, |_, _| {});
+    space.tables.update(range(0, 1), |leaf| leaf.entry & !clear, |_, _, _| {});
     assert_eq!(space.fault(Gpa(0), Access::Read).unwrap(), Served::MappedExisting(1));
     assert!(view.translate(Gpa(0), Access::Read).is_ok_and(|found| !found.writable));
     assert_eq!(space.fault(Gpa(0), Access::Write).unwrap(), Served::WriteUnprotected);
@@ -415,7 +415,7 @@ fn run<M: Mirror>(
     for step in script {
         follow(&mut space, &mut model, step, &touch);
         for (page, gpa) in model.iter().zip((0..PAGES).map(|index| Gpa(index * PAGE_SIZE))) {
-            let leaf = space.tables().leaf(gpa);
+            let leaf = space.tables().leaf(gpa).map(|leaf| leaf.entry);
             let writable = leaf.map(|leaf| leaf & masks.writable != 0);
             let wired = leaf.is_some_and(|leaf| leaf & masks.wired != 0);
             assert_eq!(writable, page.reachable.then_some(page.writable), "{gpa} after {step:?}");
@@ -491,7 +491,7 @@ proptest! {
             }
             for gpa in range(0, PAGES).iter_pages() {
                 let entry = space.map.lookup(gpa);
-                if let Some(leaf) = space.tables().leaf(gpa) {
+                if let Some(Leaf { entry: leaf, .. }) = space.tables().leaf(gpa) {
                     let writable = leaf & space.tables().masks().writable != 0;
                     prop_assert_eq!(entry.map(|entry| entry.protection.contains(Protection::WRITE)), Some(writable));
                     prop_assert_eq!(space.mirror.pages.get(&gpa.0).copied(), Some(writable));

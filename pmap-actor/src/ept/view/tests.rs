@@ -17,7 +17,7 @@ const GPA: Gpa = Gpa(1 << 39 | 2 << 30 | 3 << 21 | 4 << 12 | 0x123);
 
 fn tables(flags: PmapFlags) -> Tables {
     let layout = MemoryLayout::split(600 << 30, LOWMEM_LIMIT, ADDRESS_BITS).unwrap();
-    Tables::new(flags, layout)
+    Tables::new(PmapType::PtEpt, flags, layout)
 }
 
 fn page(gpa: Gpa) -> GpaRange {
@@ -197,11 +197,11 @@ fn with_emulated_bits_nothing_is_set_and_rights_are_the_bits() {
     assert!(view.translate(GPA, Access::Read).unwrap().writable);
     assert!(view.translate(GPA, Access::Write).unwrap().writable);
     assert_eq!(read(&view, 1), before);
-    tables.update(page(GPA), |leaf| leaf & !masks.modified, |_, _| {});
+    tables.update(page(GPA), |leaf| leaf.entry & !masks.modified, |_, _, _| {});
     assert!(!view.translate(GPA, Access::Read).unwrap().writable);
     let refused = view.translate(GPA, Access::Write).unwrap_err();
     assert_eq!(refused, Refused::Violation { readable: true, writable: false, executable: true });
-    tables.update(page(GPA), |leaf| leaf & !masks.accessed & !masks.executable, |_, _| {});
+    tables.update(page(GPA), |leaf| leaf.entry & !masks.accessed & !masks.executable, |_, _, _| {});
     let refused = view.translate(GPA, Access::Read).unwrap_err();
     let nothing = Refused::Violation { readable: false, writable: false, executable: false };
     assert_eq!(refused, nothing, "valid for software, and not present for hardware");
@@ -258,16 +258,20 @@ fn every_dirty_bit_that_a_reader_set_is_seen_by_the_writer_and_no_removed_leaf_c
             if round % 2 == 0 {
                 // Half the rounds let a reader through first, so that there is something to lose.
                 while stored[index].load(Ordering::Relaxed) == 0 {
-                    let leaf = tables.leaf(GPA).map(|leaf| leaf & FRAME_MASK);
+                    let leaf = tables.leaf(GPA).map(Leaf::frame);
                     assert_eq!(leaf, Some(round * PAGE_SIZE), "an older leaf came back");
                     std::thread::yield_now();
                 }
             }
             if round % 3 == 0 {
                 // Cleaned, as a pager would: what was dirty is in what it saw.
-                tables.update(page(GPA), |leaf| leaf & !DIRTY, |before, _| see(before));
+                tables.update(
+                    page(GPA),
+                    |leaf| leaf.entry & !DIRTY,
+                    |_, before, _| see(before.entry),
+                );
             }
-            tables.remove(page(GPA), &mut Vec::new(), |_, entry| see(entry));
+            tables.remove(page(GPA), &mut Vec::new(), |_, leaf| see(leaf.entry));
         }
     });
     for (round, stored) in stored.iter().enumerate() {
@@ -293,7 +297,7 @@ fn a_dirty_bit_survives_the_writers_change_of_another_bit() {
             let mut last = 0;
             while !over.load(Ordering::Relaxed) {
                 // Looks without a trace until the next round's leaf is there.
-                if view.leaf(GPA).is_some_and(|leaf| leaf & FRAME_MASK != last) {
+                if view.leaf(GPA).is_some_and(|leaf| leaf.frame() != last) {
                     last = view.translate(GPA, Access::Write).unwrap().frame;
                     stored.store(last, Ordering::Relaxed);
                 }
@@ -303,13 +307,14 @@ fn a_dirty_bit_survives_the_writers_change_of_another_bit() {
         for round in 1..=ROUNDS {
             tables.enter(GPA, leaf | (round * PAGE_SIZE));
             while stored.load(Ordering::Relaxed) != round * PAGE_SIZE {
-                let toggle = |leaf: u64| {
-                    assert_eq!(leaf & FRAME_MASK, round * PAGE_SIZE, "an older leaf came back");
-                    leaf ^ wired
+                let toggle = |leaf: Leaf| {
+                    assert_eq!(leaf.frame(), round * PAGE_SIZE, "an older leaf came back");
+                    leaf.entry ^ wired
                 };
-                tables.update(page(GPA), toggle, |_, _| {});
+                tables.update(page(GPA), toggle, |_, _, _| {});
             }
-            let see = |_, entry| assert!(entry & DIRTY != 0, "round {round} lost a store");
+            let see =
+                |_, leaf: Leaf| assert!(leaf.entry & DIRTY != 0, "round {round} lost a store");
             tables.remove(page(GPA), &mut Vec::new(), see);
         }
     });
