@@ -188,8 +188,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", help_heading = PAGING)]
     pub(crate) resident: Option<String>,
 
-    /// Where pages go that leave memory for good: a file, made if it is not there; what it held is lost. It
-    /// grows up to SIZE, or up to the size of the guest's memory
+    /// Where pages go that leave memory: a file or a block device that is empty or held an earlier run's pages; a file
+    /// is made if it is not there. It takes up to SIZE, or as much as the guest has memory
     #[arg(long, value_name = "FILE[,size=SIZE]", help_heading = PAGING)]
     pub(crate) swap: Option<String>,
 

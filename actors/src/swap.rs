@@ -8,9 +8,9 @@ use crate::layout::{BadSize, parse_memory_size};
 /// A swap file, as wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwapSpec {
-    /// The file. It is made if it is not there; what a regular file held is lost.
+    /// The file or block device. A file is made if it is not there.
     pub path: PathBuf,
-    /// How large it may become, in bytes; nothing: as large as the guest's memory.
+    /// How much it takes at most, in bytes; nothing: as much as the guest has memory.
     pub bytes: Option<u64>,
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use actors::PAGE_SIZE;
@@ -162,8 +163,9 @@ fn check_swap(swap: &SwapSpec) -> Result<(), BadPaging> {
         Ok(there) if there.is_dir() => {
             Err(BadPaging::SwapKind { path, what: "that is a directory: name a file in it" })
         }
-        Ok(there) if !there.is_file() => {
-            Err(BadPaging::SwapKind { path, what: "that is not a regular file" })
+        Ok(there) if !there.is_file() && !there.file_type().is_block_device() => {
+            let what = "that is neither a regular file nor a block device";
+            Err(BadPaging::SwapKind { path, what })
         }
         Ok(_) => OpenOptions::new()
             .read(true)
@@ -256,6 +258,6 @@ mod tests {
         existing.unwrap();
         assert_eq!(kept.unwrap(), "kept");
         assert!(directory.contains("is a directory"), "{directory}");
-        assert!(device.contains("not a regular file"), "{device}");
+        assert!(device.contains("neither a regular file"), "{device}");
     }
 }

@@ -106,7 +106,7 @@ fn a_swap_file_that_cannot_be_one_is_refused_before_anything_runs() {
         let run = format!("run --engine {engine} --guest hello --swap");
         [
             refused(&format!("{run} {directory}"), 1, "is a directory"),
-            refused(&format!("{run} /dev/null"), 1, "not a regular file"),
+            refused(&format!("{run} /dev/null"), 1, "neither a regular file"),
             refused(&format!("{run} /nonexistent/swap"), 1, "/nonexistent/swap cannot be written"),
         ]
     });
