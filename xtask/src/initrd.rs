@@ -56,6 +56,53 @@ for one in 0 1 2 3; do
 done
 "#;
 
+/// How each line of [`SOAK`] begins.
+pub(crate) const SOAK_LINE: &str = "soak ";
+
+/// Fills memory with data that nothing compresses, and reads it again and again; between two passes it is idle
+/// for a while. Its arguments: how many files of 25 MiB, how many passes, how many seconds of rest. It works in the
+/// current directory.
+const SOAK: &str = r#"files=$1 passes=$2 rest=$3
+say() { echo "soak $1"; }
+mkdir -p /sums
+
+# Four at once, so that every processor has its share: each hashes a quarter of the files.
+hash() {
+    for quarter in 0 1 2 3; do
+        (
+            file=$quarter
+            while [ $file -lt $files ]; do
+                sha256sum file$file
+                file=$((file + 4))
+            done > /sums/$1.$quarter
+        ) &
+    done
+    wait
+    cat /sums/$1.0 /sums/$1.1 /sums/$1.2 /sums/$1.3 > /sums/$1
+}
+
+file=0
+while [ $file -lt $files ]; do
+    dd if=/dev/urandom of=file$file bs=1M count=25 2>/dev/null || say "cannot fill file $file"
+    file=$((file + 1))
+done
+hash before
+say "filled $(stat -c %s file* | awk '{ sum += $1 } END { print sum }') bytes"
+
+pass=1
+while [ $pass -le $passes ]; do
+    sleep $rest
+    hash $pass
+    if cmp -s /sums/before /sums/$pass; then
+        say "pass $pass equal"
+    else
+        say "pass $pass different"
+        diff /sums/before /sums/$pass
+    fi
+    pass=$((pass + 1))
+done
+"#;
+
 /// The first process. `HELLO` comes before any mount, so that time to it is time
 /// to user space.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -68,11 +115,14 @@ echo "HELLO FROM GUEST"
 export PATH=/bin HOME=/ TERM=linux
 
 test=poweroff
-beats=0
+beats=0 files=12 passes=2 rest=15
 for word in $(cat /proc/cmdline); do
     case "$word" in
         skep.test=*) test="${word#skep.test=}" ;;
         skep.beats=*) beats="${word#skep.beats=}" ;;
+        skep.files=*) files="${word#skep.files=}" ;;
+        skep.passes=*) passes="${word#skep.passes=}" ;;
+        skep.rest=*) rest="${word#skep.rest=}" ;;
     esac
 done
 
@@ -89,6 +139,10 @@ case "$test" in
         cd /tmp && sh /work /bin/busybox
         # Processors that have spent a tenth of a second and more in user mode.
         echo "busy_cpus=$(awk '/^cpu[0-9]/ && $2 >= 10 { n++ } END { print n + 0 }' /proc/stat)"
+        ;;
+    soak)
+        mkdir -p /data && mount -t tmpfs -o size=90% tmpfs /data
+        cd /data && sh /soak "$files" "$passes" "$rest"
         ;;
     stay)
         beat=0
@@ -122,6 +176,7 @@ pub(crate) fn build(busybox: &Path) -> Outcome<Vec<u8>> {
     }
     archive.file("/init", 0o755, INIT.as_bytes())?;
     archive.file("/work", 0o644, WORK.as_bytes())?;
+    archive.file("/soak", 0o644, SOAK.as_bytes())?;
     archive.finish()
 }
 
@@ -148,5 +203,6 @@ mod tests {
         assert!(INIT.contains(&format!("echo \"{HELLO}\"")));
         assert!(INIT.contains(&format!("echo \"{GOODBYE}\"")));
         assert!(WORK.contains(&format!("say() {{ echo \"{WORK_LINE}$1\"; }}")));
+        assert!(SOAK.contains(&format!("say() {{ echo \"{SOAK_LINE}$1\"; }}")));
     }
 }

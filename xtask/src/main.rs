@@ -24,6 +24,7 @@ mod lab_suite;
 mod ours;
 mod process;
 mod programs;
+mod soak;
 mod soft_suite;
 mod suite;
 mod terminal;
@@ -47,20 +48,23 @@ Usage: cargo xtask <COMMAND> [--help]
   lab     run a command on an emulated machine with real nested paging
   fetch   download the kernels and the busybox that guests boot
 
+  soak           page a guest's memory out and in for minutes, and compare every byte
   compare-boot   time and memory beside QEMU's microvm machine, in the lab
 ";
 
 /// A subcommand: its name, its help, and what it does with its arguments.
 type Chore = (&'static str, &'static str, fn(&[OsString]) -> Outcome<u8>);
 
-const CHORES: [Chore; 8] = [
+const CHORES: [Chore; 10] = [
     ("demo", demo::HELP, demo::main),
     ("test", test::HELP, test::main),
     ("suite", suite::HELP, suite::main),
     ("lab", lab::HELP, lab::main),
     ("fetch", fetch::HELP, fetch::main),
+    ("soak", soak::HELP, soak::main),
     ("compare-boot", compare::HELP, compare::main),
     (compare::INSIDE, compare::HELP, compare::inside),
+    (soak::INSIDE, soak::HELP, soak::inside),
     (lab_suite::INSIDE, suite::HELP, lab_suite::inside::main),
 ];
 
