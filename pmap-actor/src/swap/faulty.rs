@@ -95,7 +95,7 @@ impl SwapIo for FaultyIo {
                 Err(io::Error::from_raw_os_error(libc::EINTR))
             }
             SwapFault::ShortReads => {
-                let half = bytes.len().div_ceil(2);
+                let half = half_of(bytes.len());
                 self.inner.read_at(&mut bytes[..half], offset)
             }
             SwapFault::OtherBytes => {
@@ -120,12 +120,15 @@ impl SwapIo for FaultyIo {
             SwapFault::Interrupted if self.is_every_other() => {
                 Err(io::Error::from_raw_os_error(libc::EINTR))
             }
-            SwapFault::ShortWrites => {
-                self.inner.write_at(&bytes[..bytes.len().div_ceil(2)], offset)
-            }
+            SwapFault::ShortWrites => self.inner.write_at(&bytes[..half_of(bytes.len())], offset),
             _ => self.inner.write_at(bytes, offset),
         }
     }
+}
+
+/// In whole sectors, as a disk does.
+fn half_of(len: usize) -> usize {
+    (len / 2).next_multiple_of(512).min(len)
 }
 
 /// As a disk that went away does.

@@ -19,6 +19,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use crate::swap::faulty::{FaultyIo, SwapFault};
 use crate::swap::{PAGE_BYTES, Page, Slot, SwapError, open};
 
@@ -46,6 +48,19 @@ impl SwapIo for File {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         FileExt::write_at(self, bytes, offset)
+    }
+}
+
+/// Neither read nor written, because it has no slots.
+struct Nothing;
+
+impl SwapIo for Nothing {
+    fn read_at(&self, _bytes: &mut [u8], _offset: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -161,10 +176,13 @@ impl RunBuffer {
     }
 }
 
-/// An open swap file, ours alone until it is dropped. What it holds stays on the disk then;
-/// the next run may have it.
+/// An open swap file, ours alone until it is dropped. A file that took its room as it grew
+/// is then cut back to its mark; one whose room was reserved, and a device, keep room and
+/// contents. The next run may have it.
 pub struct SwapFile {
     io: Box<dyn SwapIo>,
+    /// The file, if it is to be cut back.
+    sparse: Option<File>,
     path: PathBuf,
     slots: u32,
     bypasses_cache: bool,
@@ -185,22 +203,31 @@ impl SwapFile {
         let opened = open::open(path, room)?;
         Ok(Self {
             io: Box::new(opened.file),
+            sparse: opened.sparse,
             path: path.to_owned(),
             slots: opened.slots,
             bypasses_cache: opened.bypasses_cache,
         })
     }
 
+    /// No file, and no slots: for a machine whose pages only ever go to the compressed tier.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::over(Box::new(Nothing), 0)
+    }
+
     /// A file of `slots` slots that is read and written by `io`. For tests.
     #[must_use]
     pub fn over(io: Box<dyn SwapIo>, slots: u32) -> Self {
-        Self { io, path: PathBuf::from("(none)"), slots, bypasses_cache: false }
+        Self { io, sparse: None, path: PathBuf::from("(none)"), slots, bypasses_cache: false }
     }
 
     /// The same file, which fails as asked from the `after`th read or write on. For tests.
     #[must_use]
-    pub fn breaking(self, fault: SwapFault, after: u64) -> Self {
-        Self { io: Box::new(FaultyIo::new(self.io, fault, after)), ..self }
+    pub fn breaking(mut self, fault: SwapFault, after: u64) -> Self {
+        let inner = std::mem::replace(&mut self.io, Box::new(Nothing));
+        self.io = Box::new(FaultyIo::new(inner, fault, after));
+        self
     }
 
     /// As it was named.
@@ -295,6 +322,14 @@ impl SwapFile {
     }
 }
 
+impl Drop for SwapFile {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.sparse.as_ref().map(|file| file.set_len(PAGE_BYTES as u64)) {
+            warn!(path = %self.path.display(), %error, "the swap file could not be cut back");
+        }
+    }
+}
+
 /// The slot that byte `done` of a run from `first` on lies in.
 fn slot_at(first: Slot, done: usize) -> Slot {
     Slot(first.0.saturating_add(u32::try_from(done / PAGE_BYTES).unwrap_or(u32::MAX)))
@@ -361,21 +396,19 @@ mod tests {
 
     #[test]
     fn interruptions_and_short_transfers_are_gone_on_with() {
-        let faults = [SwapFault::Interrupted, SwapFault::ShortReads, SwapFault::ShortWrites];
-        for fault in faults {
-            let dir = tempfile::tempdir().unwrap();
-            let plain = File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(dir.path().join("plain"))
-                .unwrap();
-            let file = SwapFile::over(Box::new(plain), 8).breaking(fault, 0);
+        for fault in [SwapFault::Interrupted, SwapFault::ShortReads, SwapFault::ShortWrites] {
+            let (_dir, file) = broken(fault, 0);
             file.write(Slot(0), pages(0..8).pages()).unwrap();
             let mut back = RunBuffer::new(8);
             file.read(Slot(0), back.pages_mut()).unwrap();
             assert_eq!(back.pages(), pages(0..8).pages(), "{fault:?}");
         }
+    }
+
+    #[test]
+    fn no_file_has_no_slots() {
+        let error = SwapFile::none().write(Slot(0), pages(0..1).pages()).unwrap_err();
+        assert_eq!(error, SwapError::NoSuchSlot { slot: Slot(0), slots: 0 });
     }
 
     #[test]

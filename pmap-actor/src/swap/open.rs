@@ -38,6 +38,8 @@ const FILL_PAGES: usize = 256;
 /// A file that is ours.
 pub(super) struct Opened {
     pub(super) file: File,
+    /// The same, if it grows as it is written.
+    pub(super) sparse: Option<File>,
     pub(super) slots: u32,
     pub(super) bypasses_cache: bool,
 }
@@ -110,7 +112,9 @@ pub(super) fn open(path: &Path, room: Room) -> Result<Opened, CreateError> {
         wanted
     };
     let bypasses_cache = mark(&file).map_err(host("write to"))?;
-    Ok(Opened { file, slots, bypasses_cache })
+    let is_sparse = !is_device && matches!(room, Room::Sparse(_));
+    let sparse = is_sparse.then(|| file.try_clone()).transpose().map_err(host("open"))?;
+    Ok(Opened { file, sparse, slots, bypasses_cache })
 }
 
 /// How many whole slots so many bytes are.
@@ -244,6 +248,18 @@ mod tests {
         let file = SwapFile::create(&path, Room::Sparse(MIB)).unwrap();
         assert_eq!(file.slots(), 256);
         assert!(fs::metadata(&path).unwrap().blocks() * 512 < MIB / 2);
+    }
+
+    #[test]
+    fn a_sparse_file_is_cut_back_at_the_end_and_a_reserved_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("swap");
+        for (room, left) in [(Room::Sparse(MIB), 4096), (Room::Reserved(MIB), MIB + 4096)] {
+            let file = SwapFile::create(&path, room).unwrap();
+            file.write(crate::swap::Slot(200), RunBuffer::new(1).pages()).unwrap();
+            drop(file);
+            assert_eq!(fs::metadata(&path).unwrap().len(), left);
+        }
     }
 
     #[test]

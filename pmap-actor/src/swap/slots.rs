@@ -87,20 +87,22 @@ impl Slots {
         if wanted == 0 || self.free == 0 {
             return None;
         }
-        let first = self.next(self.hand, false).or_else(|| self.next(0, false))?;
-        let give_up = first.saturating_add(LOOK_AHEAD);
+        let end = self.capacity;
+        let first = self.next(self.hand, end, false).or_else(|| self.next(0, self.hand, false))?;
+        let give_up = first.saturating_add(LOOK_AHEAD).min(end);
         let mut best = SlotRun { first: Slot(first), count: 0 };
         let mut from = Some(first);
-        while let Some(start) = from.filter(|start| *start < give_up) {
-            let end = self.next(start, true).unwrap_or(self.capacity);
-            let run = SlotRun { first: Slot(start), count: (end - start).min(wanted) };
-            if run.count > best.count {
-                best = run;
+        while let Some(start) = from {
+            // No further than the run is wanted: the rest of the file may be free.
+            let most = start.saturating_add(wanted).min(end);
+            let stop = self.next(start, most, true).unwrap_or(most);
+            if stop - start > best.count {
+                best = SlotRun { first: Slot(start), count: stop - start };
             }
             if best.count == wanted {
                 break;
             }
-            from = self.next(end, false);
+            from = self.next(stop, give_up, false);
         }
         for slot in best.iter() {
             self.words[word_of(slot.0)] |= bit_of(slot.0);
@@ -121,15 +123,15 @@ impl Slots {
         self.free += 1;
     }
 
-    /// The first slot from `from` on that is in use, or free, as `used` says.
-    fn next(&self, from: u32, used: bool) -> Option<u32> {
+    /// The first slot in `from..until` that is in use, or free, as `used` says.
+    fn next(&self, from: u32, until: u32, used: bool) -> Option<u32> {
         let flip = if used { 0 } else { u64::MAX };
         let mut mask = u64::MAX << (from % 64);
-        for (place, word) in self.words.iter().enumerate().skip(word_of(from)) {
-            let found = (word ^ flip) & mask;
+        for place in word_of(from)..until.div_ceil(64) as usize {
+            let found = (self.words.get(place)? ^ flip) & mask;
             if found != 0 {
                 let slot = u32::try_from(place).ok()? * 64 + found.trailing_zeros();
-                return (slot < self.capacity).then_some(slot);
+                return (slot < until).then_some(slot);
             }
             mask = u64::MAX;
         }
