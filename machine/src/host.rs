@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use pmap_actor::host::huge::{self, HugeSupport};
 use pmap_actor::host::userfault::{Userfault, feature};
 use serde::Serialize;
 use vcpu_actor::engine::kvm::{KvmFlavor, KvmSystem};
@@ -153,19 +154,26 @@ fn locked_memory() -> Finding {
     finding.optional()
 }
 
+/// Without them guests run on pages of 4 KiB.
 fn shared_huge_pages() -> Finding {
     const WHAT: &str = "shared huge pages";
-    let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    let finding = match fs::read_to_string(path) {
-        Ok(text) => Finding::works(WHAT, format!("shmem_enabled: {}; not used yet", text.trim())),
-        Err(error) => Finding::lacks(WHAT, format!("{path}: {error}"), None),
+    let finding = match HugeSupport::probe() {
+        Ok(HugeSupport { at_once }) => {
+            let how = if at_once { "allocated in one piece" } else { "collapsed from 4 KiB pages" };
+            Finding::works(WHAT, format!("2 MiB of guest memory can become one page ({how})"))
+        }
+        Err(why) => Finding::lacks(WHAT, why.to_string(), None),
     };
     finding.optional()
 }
 
 fn reserved_huge_pages() -> Finding {
-    let count = meminfo("HugePages_Total").unwrap_or(0);
-    Finding::works("reserved huge pages", format!("{count}; not used yet")).optional()
+    const WHAT: &str = "reserved huge pages";
+    let finding = match huge::free_reserved() {
+        Some(free) => Finding::works(WHAT, format!("{free} of 2 MiB to spare")),
+        None => Finding::lacks(WHAT, "this kernel has none of 2 MiB (CONFIG_HUGETLBFS)", None),
+    };
+    finding.optional()
 }
 
 #[cfg(test)]

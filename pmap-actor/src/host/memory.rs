@@ -21,12 +21,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
 use actors::layout::MemoryLayout;
 use actors::{Gpa, GpaRange};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::huge::{HUGE, HugePages, free_reserved, memfd, taken_reserved};
+use super::window;
 
 /// Inaccessible bytes on each side of a guest view, so that a wrong offset meets nothing.
 const GUARD: usize = 2 << 20;
@@ -36,7 +39,8 @@ const ALIGNMENT: usize = 2 << 20;
 /// The guest's memory object and its views.
 #[derive(Debug)]
 pub struct GuestMemory {
-    file: File,
+    pub(super) file: File,
+    pages: HugePages,
     layout: MemoryLayout,
     backing: GuestMemoryMmap,
     views: Vec<GuestView>,
@@ -72,8 +76,30 @@ pub struct Slot {
     pub host: u64,
 }
 
-fn checked(result: libc::c_int) -> io::Result<()> {
+pub(super) fn checked(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Says what is missing, where the host's own "no memory" would leave one to guess.
+fn check_reserved(layout: MemoryLayout) -> io::Result<()> {
+    let refused = |why| Err(io::Error::other(why));
+    if layout.ranges().any(|range| !range.len().is_multiple_of(HUGE)) {
+        return refused(format!(
+            "memory of reserved huge pages must be a multiple of {HUGE} bytes below and above 4 GiB"
+        ));
+    }
+    let needed = layout.total() / HUGE;
+    match free_reserved() {
+        Some(free) if free >= needed => Ok(()),
+        Some(free) => refused(format!(
+            "the guest needs {needed} reserved huge pages of 2 MiB and the host has {free} to spare: \
+             sudo sysctl vm.nr_hugepages={}",
+            needed.saturating_add(taken_reserved())
+        )),
+        None => {
+            refused("this kernel has no reserved huge pages of 2 MiB (CONFIG_HUGETLBFS)".into())
+        }
+    }
 }
 
 impl GuestMemory {
@@ -83,13 +109,24 @@ impl GuestMemory {
     ///
     /// The operating system's, when it has no address space or file descriptor for it.
     pub fn new(layout: MemoryLayout) -> io::Result<Self> {
-        // SAFETY: the name is a C string; no other pointers are involved.
-        let fd = unsafe { libc::memfd_create(c"skep-guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` was just created and nobody else owns it.
-        let file = unsafe { File::from_raw_fd(fd) };
+        Self::with_pages(layout, HugePages::Transparent)
+    }
+
+    /// The same, of pages of this kind. Reserved ones are promised to this guest from here on: a
+    /// host that has too few refuses now, and not later with a signal.
+    ///
+    /// # Errors
+    ///
+    /// As above; with reserved pages, a sentence that says how many are missing.
+    pub fn with_pages(layout: MemoryLayout, pages: HugePages) -> io::Result<Self> {
+        let flags = match pages {
+            HugePages::Transparent => 0,
+            HugePages::Reserved => {
+                check_reserved(layout)?;
+                libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
+            }
+        };
+        let file = memfd(c"skep-guest-memory", flags)?;
         file.set_len(layout.total())?;
 
         let mut frame = 0;
@@ -104,13 +141,20 @@ impl GuestMemory {
             let offset = FileOffset::new(file.try_clone()?, frame);
             regions.push((GuestAddress(range.start().0), len, Some(offset)));
         }
-        let backing = GuestMemoryMmap::from_ranges_with_files(&regions)
-            .map_err(|error| io::Error::other(error.to_string()))?;
+        // The guest view first: it is where reserved pages are promised.
         let views = stretches
             .iter()
-            .map(|&(range, frame)| GuestView::new(&file, range, frame))
+            .map(|&(range, frame)| GuestView::new(&file, range, frame, pages))
             .collect::<io::Result<_>>()?;
-        Ok(Self { file, layout, backing, views })
+        let backing = GuestMemoryMmap::from_ranges_with_files(&regions)
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Self { file, pages, layout, backing, views })
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn pages(&self) -> HugePages {
+        self.pages
     }
 
     /// Where the memory lies.
@@ -269,18 +313,7 @@ impl GuestMemory {
     }
 
     fn allocate(&self, range: GpaRange, mode: libc::c_int) -> io::Result<()> {
-        let signed = |value| libc::off_t::try_from(value).map_err(io::Error::other);
-        let offset = signed(self.frame_of(range.start()))?;
-        let len = signed(range.len())?;
-        loop {
-            // SAFETY: no pointers are involved.
-            let done =
-                checked(unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) });
-            match done {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                done => return done,
-            }
-        }
+        window::allocate(&self.file, mode, self.frame_of(range.start()), range.len())
     }
 
     /// Drops the guest view's mappings of `range` and keeps the frames. KVM's own tables
@@ -325,14 +358,14 @@ impl GuestMemory {
         checked(unsafe { libc::munlock(self.place(range), self.len(range)) })
     }
 
-    fn place(&self, range: GpaRange) -> *mut libc::c_void {
+    pub(super) fn place(&self, range: GpaRange) -> *mut libc::c_void {
         let view = self.view(range.start());
         assert!(view.range.covers(range), "{range} is not one stretch of memory");
         let offset = self.len_of(range.start().0 - view.range.start().0);
         view.base.as_ptr().wrapping_byte_add(offset)
     }
 
-    fn len(&self, range: GpaRange) -> usize {
+    pub(super) fn len(&self, range: GpaRange) -> usize {
         self.len_of(range.len())
     }
 
@@ -342,7 +375,7 @@ impl GuestMemory {
 }
 
 impl GuestView {
-    fn new(file: &File, range: GpaRange, frame: u64) -> io::Result<Self> {
+    fn new(file: &File, range: GpaRange, frame: u64, pages: HugePages) -> io::Result<Self> {
         let len = usize::try_from(range.len()).map_err(io::Error::other)?;
         let too_long = || io::Error::from_raw_os_error(libc::ENOMEM);
         let reserved = len.checked_add(2 * GUARD + ALIGNMENT).ok_or_else(too_long)?;
@@ -363,7 +396,9 @@ impl GuestView {
             reserved,
         };
         let offset = libc::off_t::try_from(frame).map_err(io::Error::other)?;
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // Mapping reserved pages is what reserves them, unless one says otherwise.
+        let promise = if pages == HugePages::Reserved { 0 } else { libc::MAP_NORESERVE };
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | promise;
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: MAP_FIXED replaces a part of the reservation made above, nothing else.
         let mapped = unsafe { libc::mmap(base, len, access, flags, file.as_raw_fd(), offset) };
@@ -460,6 +495,17 @@ mod tests {
         memory.populate_backing(GpaRange::new(Gpa(0x4000), 0x4000).unwrap()).unwrap();
         assert_eq!(memory.resident_bytes().unwrap(), 0x4000);
         assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x5000)).unwrap(), 7);
+    }
+
+    #[test]
+    fn reserved_pages_that_the_host_does_not_have_are_missed_at_the_start_and_counted() {
+        let missing = free_reserved().map_or(1, |free| free + 1);
+        let layout = MemoryLayout::split(missing * HUGE, LOWMEM_LIMIT, 48).unwrap();
+        let why = GuestMemory::with_pages(layout, HugePages::Reserved).unwrap_err().to_string();
+        assert!(why.contains("reserved huge pages"), "{why}");
+        let odd = MemoryLayout::split(HUGE + (1 << 20), LOWMEM_LIMIT, 48).unwrap();
+        let why = GuestMemory::with_pages(odd, HugePages::Reserved).unwrap_err().to_string();
+        assert!(why.contains("multiple of 2097152 bytes"), "{why}");
     }
 
     #[test]

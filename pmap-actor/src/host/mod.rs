@@ -1,4 +1,9 @@
-//! What the host gives: the memory object and its two views, and userfaultfd.
+//! What the host gives: the memory object and its two views, userfaultfd, huge pages, and what
+//! the host says of its own mapping.
 
+mod blocks;
+pub mod huge;
 pub mod memory;
+pub mod pagemap;
 pub mod userfault;
+mod window;

@@ -22,6 +22,10 @@ pub mod feature {
     pub const MINOR_SHMEM: u64 = 1 << 10;
     /// Write-protection of shared memory.
     pub const WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+    /// Write-protected pages become writable by themselves at the first store, and the kernel
+    /// remembers which did (Linux 6.7). Nothing here uses it for a guest: it would make read-only
+    /// memory writable just the same.
+    pub const WP_ASYNC: u64 = 1 << 15;
     /// All that skep needs.
     pub const NEEDED: u64 =
         PAGEFAULT_FLAG_WP | MISSING_SHMEM | THREAD_ID | MINOR_SHMEM | WP_HUGETLBFS_SHMEM;
@@ -74,6 +78,7 @@ const READ_WRITE: u64 = 3;
 const READ: u64 = 2;
 const UFFDIO_API: u64 = ioctl_number(READ_WRITE, 0x3f, size_of::<ApiArgument>());
 const UFFDIO_REGISTER: u64 = ioctl_number(READ_WRITE, 0x00, size_of::<RangeModeResult>());
+const UFFDIO_UNREGISTER: u64 = ioctl_number(READ, 0x01, size_of::<Range>());
 const UFFDIO_WAKE: u64 = ioctl_number(READ, 0x02, size_of::<Range>());
 const UFFDIO_ZEROPAGE: u64 = ioctl_number(READ_WRITE, 0x04, size_of::<RangeModeResult>());
 const UFFDIO_WRITEPROTECT: u64 = ioctl_number(READ_WRITE, 0x06, size_of::<RangeMode>());
@@ -83,6 +88,7 @@ const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
 // The numbers as the kernel's header computes them.
 const _: () = assert!(UFFDIO_API == 0xc018_aa3f);
 const _: () = assert!(UFFDIO_REGISTER == 0xc020_aa00);
+const _: () = assert!(UFFDIO_UNREGISTER == 0x8010_aa01);
 const _: () = assert!(UFFDIO_WAKE == 0x8010_aa02);
 const _: () = assert!(UFFDIO_ZEROPAGE == 0xc020_aa04);
 const _: () = assert!(UFFDIO_WRITEPROTECT == 0xc018_aa06);
@@ -167,12 +173,21 @@ impl Userfault {
     ///
     /// [`NoUserfault`], with what to do about it.
     pub fn open() -> Result<Self, NoUserfault> {
-        let missing = feature::NEEDED & !Self::features()?;
+        Self::open_with(feature::NEEDED)
+    }
+
+    /// The same with these features ([`feature`]) and no others.
+    ///
+    /// # Errors
+    ///
+    /// [`NoUserfault`].
+    pub fn open_with(needed: u64) -> Result<Self, NoUserfault> {
+        let missing = needed & !Self::features()?;
         if missing != 0 {
-            return Err(NoUserfault::TooOld { missing, needed: feature::NEEDED });
+            return Err(NoUserfault::TooOld { missing, needed });
         }
         let this = Self::open_raw()?;
-        this.agree(feature::NEEDED).map_err(NoUserfault::Other)?;
+        this.agree(needed).map_err(NoUserfault::Other)?;
         Ok(this)
     }
 
@@ -238,6 +253,17 @@ impl Userfault {
             UFFDIO_REGISTER,
             &mut RangeModeResult { range: Range { start, len }, mode, result: 0 },
         )
+    }
+
+    /// Reports no more faults in `len` bytes at `start`: from now on the kernel serves them, from
+    /// what is in the object. Who sleeps on one is woken and tries again; what was
+    /// write-protected there *is not any more*. Whoever calls this says why that is harmless.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's; `ENOMEM` when the process has too many mappings to split one.
+    pub fn unregister(&self, start: u64, len: u64) -> io::Result<()> {
+        self.ioctl(UFFDIO_UNREGISTER, &mut Range { start, len })
     }
 
     /// Whether a fault waits to be read.

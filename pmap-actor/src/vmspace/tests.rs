@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
-use crate::mirror::SoftMirror;
+use crate::mirror::{MappedHuge, Promoted, SoftMirror};
 
 /// A host mapping as a table of pages: present means reachable, the value means writable.
 struct ScriptedMirror {
@@ -73,6 +73,12 @@ impl Mirror for ScriptedMirror {
         } else {
             Served::AlreadyThere
         })
+    }
+    fn promote(&mut self, _block: GpaRange) -> io::Result<Promoted> {
+        Ok(Promoted::Huge)
+    }
+    fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge> {
+        self.put(block, true).map(|_| MappedHuge::Huge)
     }
 }
 

@@ -1,0 +1,372 @@
+//! KVM's copy: the guest view of the memfd, which its memory slots point at.
+//!
+//! # Huge mappings
+//!
+//! KVM maps 2 MiB at once where the host mapping does. The host makes one with `MADV_COLLAPSE`,
+//! which it refuses while the block is registered with a userfaultfd that write-protects. So for
+//! about half a millisecond the block is *not* registered, and the kernel serves faults in it by
+//! itself ([`KvmMirror::promote`] says why nobody sees anything it should not).
+//!
+//! The host drops *all* of a huge mapping when a part of it is write-protected, unmapped or freed. Our
+//! tables then have leaves for the rest, so the rest is mapped again at once: 511 nested faults would
+//! cost the guest a hundred times as much. For this the mirror remembers where it made huge ones.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use actors::{Access, Gpa, GpaRange, PAGE_SIZE};
+
+use super::{MappedHuge, Mirror, Promoted};
+use crate::host::huge::{HUGE, HugeSupport, NoHugePages, NotHuge};
+use crate::host::memory::GuestMemory;
+use crate::host::pagemap::{HostPage, Pagemap};
+use crate::host::userfault::{Installed, Userfault};
+use crate::vmspace::Served;
+
+/// How often a block is tried whose pages the kernel is using.
+const ATTEMPTS: u32 = 3;
+
+/// A block that was made huge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Block {
+    /// Mapped by one entry.
+    Mapped,
+    /// Mapped by pages; the object still holds one huge page, which ends when a part of it is freed.
+    Split,
+}
+
+/// The guest view of the memfd.
+#[derive(Debug)]
+pub struct KvmMirror {
+    memory: Arc<GuestMemory>,
+    userfault: Arc<Userfault>,
+    /// For tests that a guest notices: `unmap` and `free` do nothing.
+    skip_unmap: bool,
+    /// What this host can do: asked when it is first needed.
+    support: Option<Result<HugeSupport, NoHugePages>>,
+    pagemap: Option<Pagemap>,
+    /// By the address of their first byte.
+    huge: BTreeMap<Gpa, Block>,
+}
+
+impl KvmMirror {
+    /// Registers the whole guest view: from now on every first touch is ours to serve.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    pub fn new(
+        memory: Arc<GuestMemory>,
+        userfault: Arc<Userfault>,
+        skip_unmap: bool,
+    ) -> io::Result<Self> {
+        for slot in memory.slots() {
+            userfault.register(slot.host, slot.range.len())?;
+        }
+        Ok(Self {
+            memory,
+            userfault,
+            skip_unmap,
+            support: None,
+            pagemap: None,
+            huge: BTreeMap::new(),
+        })
+    }
+
+    fn address(&self, range: GpaRange) -> u64 {
+        self.memory.guest_address(range.start())
+    }
+
+    fn support(&mut self) -> Option<HugeSupport> {
+        let support = self.support.get_or_insert_with(HugeSupport::probe);
+        support.as_ref().ok().copied()
+    }
+
+    /// How the host maps `block`, page by page.
+    fn look(&mut self, block: GpaRange) -> io::Result<Vec<HostPage>> {
+        let pagemap = match self.pagemap.take() {
+            Some(pagemap) => pagemap,
+            None => Pagemap::open()?,
+        };
+        let pages = pagemap.read(self.address(block), block.pages());
+        self.pagemap = Some(pagemap);
+        pages
+    }
+
+    /// Why `block` cannot be promoted as it is.
+    fn obstacle(&mut self, block: GpaRange) -> io::Result<Option<NotHuge>> {
+        if !self.memory.is_block(block) {
+            return Ok(Some(NotHuge::Misplaced));
+        }
+        if self.support().is_none() {
+            return Ok(Some(NotHuge::Unsupported));
+        }
+        let pages = self.look(block)?;
+        Ok(block.iter_pages().zip(pages).find_map(|(at, page)| {
+            if !page.present {
+                Some(NotHuge::NotMapped(at))
+            } else if page.write_protected {
+                Some(NotHuge::WriteProtected(at))
+            } else {
+                None
+            }
+        }))
+    }
+
+    /// Makes `block`, all of which exists and the guest may write, one huge mapping: out of
+    /// userfaultfd's sight, which is given back whatever happens.
+    fn make_huge(&mut self, block: GpaRange) -> io::Result<Result<(), NotHuge>> {
+        let (address, len) = (self.address(block), block.len());
+        if let Err(error) = self.userfault.unregister(address, len) {
+            // Nothing has changed: the process has too many mappings to split one.
+            return Ok(Err(NotHuge::of(&error)));
+        }
+        // One flush of KVM's tables for all of it; else the host takes page after page out, with a
+        // flush each. It refuses this for locked memory, which therefore takes longer.
+        let _ = self.memory.unmap_view(block);
+        let mut done = self.memory.collapse_view(block);
+        for _ in 1..ATTEMPTS {
+            if done.as_ref().is_err_and(|error| NotHuge::of(error) == NotHuge::Busy) {
+                done = self.memory.collapse_view(block);
+            }
+        }
+        if done.is_err() {
+            // As it was: every page mapped. (Where even that fails, the next touch of a page is a
+            // fault that `mend` serves.)
+            let _ = self.memory.populate_view(block);
+        }
+        if let Err(error) = self.userfault.register(address, len) {
+            // Nobody may meet a page that we cannot watch.
+            self.memory.set_view_access(block, false)?;
+            return Err(error);
+        }
+        Ok(done.map_err(|error| NotHuge::of(&error)))
+    }
+
+    /// Maps pages that exist again, as far as they are not mapped; `wanted` says how each is to be,
+    /// `None` that it is not to be.
+    fn restore(&self, block: GpaRange, wanted: impl Fn(Gpa) -> Option<bool>) -> io::Result<()> {
+        let mut next = block.start();
+        while next < block.end() {
+            let writable = wanted(next);
+            let mut end = Gpa(next.0 + PAGE_SIZE);
+            while end < block.end() && wanted(end) == writable {
+                end.0 += PAGE_SIZE;
+            }
+            if let Some(writable) = writable {
+                self.map_all(GpaRange::new(next, end.0 - next.0).expect("whole pages"), writable)?;
+            }
+            next = end;
+        }
+        Ok(())
+    }
+
+    fn map_all(&self, range: GpaRange, writable: bool) -> io::Result<()> {
+        let (mut next, end) = (self.address(range), self.address(range) + range.len());
+        while next < end {
+            match self.userfault.map(next, end - next, writable)? {
+                Installed::Bytes(bytes) => next += bytes,
+                Installed::AlreadyThere => next += PAGE_SIZE,
+                Installed::Busy => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The blocks that were made huge and have something in common with `range`.
+    fn huge_in(&self, range: GpaRange) -> Vec<(GpaRange, Block)> {
+        let first = Gpa(range.start().0 / HUGE * HUGE);
+        let blocks = self.huge.range(first..range.end());
+        blocks.map(|(start, block)| (block_at(*start), *block)).collect()
+    }
+
+    /// Takes rights away from `range` with `act`, and leaves the rest of every block that was mapped
+    /// huge mapped as it was. `left` is what remains of the range itself: nothing, or read-only.
+    fn take_away(
+        &mut self,
+        range: GpaRange,
+        left: Option<bool>,
+        act: impl FnOnce(&Self) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let blocks = self.huge_in(range);
+        act(self)?;
+        for (block, state) in blocks {
+            if state == Block::Mapped {
+                self.huge.insert(block.start(), Block::Split);
+                self.restore(block, |at| if range.contains(at) { left } else { Some(true) })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn block_at(start: Gpa) -> GpaRange {
+    GpaRange::new(start, HUGE).expect("a block was made there")
+}
+
+impl Mirror for KvmMirror {
+    fn map_zeroed(&mut self, range: GpaRange) -> io::Result<Installed> {
+        self.userfault.zero(self.address(range), range.len())
+    }
+
+    fn map_existing(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed> {
+        self.userfault.map(self.address(range), range.len(), writable)
+    }
+
+    fn set_writable(&mut self, range: GpaRange, writable: bool) -> io::Result<()> {
+        if !writable {
+            return self.take_away(range, Some(false), |mirror| mirror.protect(range, true));
+        }
+        // What is mapped huge is writable, and "allowing" stores to a part of it would split it.
+        let mut next = range.start();
+        for (block, state) in self.huge_in(range) {
+            if state == Block::Mapped {
+                self.allow(next, block.start())?;
+                next = next.max(block.end());
+            }
+        }
+        self.allow(next, range.end())?;
+        self.wake(range)
+    }
+
+    fn unmap(&mut self, range: GpaRange) -> io::Result<()> {
+        if self.skip_unmap {
+            return Ok(());
+        }
+        self.take_away(range, None, |mirror| mirror.memory.unmap_view(range))
+    }
+
+    /// Freeing a part of a huge page splits it, and the host then drops every mapping of it.
+    fn free(&mut self, range: GpaRange) -> io::Result<()> {
+        // Freeing would drop the host mapping too.
+        if self.skip_unmap {
+            return Ok(());
+        }
+        let mut rests = Vec::new();
+        for (block, _) in self.huge_in(range) {
+            if !range.covers(block) {
+                rests.push((block, self.look(block)?));
+            }
+            self.huge.remove(&block.start());
+        }
+        self.memory.free(range)?;
+        for (block, pages) in rests {
+            self.restore(block, |at| {
+                let page = usize::try_from((at.0 - block.start().0) / PAGE_SIZE);
+                let page = pages.get(page.unwrap_or(usize::MAX)).filter(|page| page.present);
+                page.filter(|_| !range.contains(at)).map(|page| !page.write_protected)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.set_view_access(range, false)?;
+        self.wake(range)
+    }
+
+    fn admit(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.set_view_access(range, true)
+    }
+
+    fn wake(&mut self, range: GpaRange) -> io::Result<()> {
+        self.userfault.wake(self.address(range), range.len())
+    }
+
+    /// The host may drop any mapping that is not locked (it swaps the page out), and maps it
+    /// again only through us.
+    fn mend(&mut self, page: GpaRange, access: Access, may_write: bool) -> io::Result<Served> {
+        loop {
+            match self.map_existing(page, may_write)? {
+                Installed::Bytes(_) => return Ok(Served::MappedExisting(1)),
+                Installed::AlreadyThere => break,
+                Installed::Busy => {}
+            }
+        }
+        if access == Access::Write {
+            self.set_writable(page, true)?;
+            return Ok(Served::WriteUnprotected);
+        }
+        self.wake(page)?;
+        Ok(Served::AlreadyThere)
+    }
+
+    /// # Why nobody sees what they should not
+    ///
+    /// While the block is not registered the kernel serves faults in it by itself, with whatever the
+    /// object holds, and writable. Before that the host's own pagemap must say that all 512 pages are
+    /// mapped and none is write-protected, so:
+    ///
+    /// * Every page exists: nothing can be made up as zeroes. Nobody but this thread frees pages; and what
+    ///   the host itself takes out in between (swap, migration) it brings back with its contents.
+    /// * Everything the kernel allows is allowed: the guest may write all of it, and has.
+    /// * A vcpu that sleeps on a fault here is woken by the unregistering and finds a page; a report of
+    ///   its fault that was read before that finds a leaf, and `mend` answers it.
+    /// * A page that a vcpu brings back while the host copies is waited for by the kernel, page by page
+    ///   under its lock, and found again in the copy.
+    fn promote(&mut self, block: GpaRange) -> io::Result<Promoted> {
+        if let Some(why) = self.obstacle(block)? {
+            return Ok(Promoted::Refused(why));
+        }
+        Ok(match self.make_huge(block)? {
+            Ok(()) => {
+                self.huge.insert(block.start(), Block::Mapped);
+                Promoted::Huge
+            }
+            Err(why) => Promoted::Refused(why),
+        })
+    }
+
+    /// The block is allocated first, while it is still registered: a touch meanwhile is a fault that
+    /// waits for us. Only when all of it exists, as zeroes, is it taken out of userfaultfd's sight.
+    /// (Collapsing it with one page in it, which would save 511 allocations, is refused as long as a
+    /// neighbour is registered.)
+    fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge> {
+        if !self.memory.is_block(block) {
+            return Ok(MappedHuge::Refused(NotHuge::Misplaced));
+        }
+        let Some(support) = self.support() else {
+            return Ok(MappedHuge::Refused(NotHuge::Unsupported));
+        };
+        let frame = self.memory.frame_of(block.start());
+        if self.memory.next_contents(frame)?.is_some_and(|found| found < frame + HUGE) {
+            return Ok(MappedHuge::Refused(NotHuge::Occupied));
+        }
+        if support.at_once {
+            // Where it fails, the next step does the same in small pages, or says why not.
+            let _ = self.memory.allocate_huge(block);
+        }
+        if let Err(error) = self.memory.populate(block) {
+            self.memory.free(block)?;
+            return Ok(MappedHuge::Refused(NotHuge::of(&error)));
+        }
+        Ok(match self.make_huge(block)? {
+            Ok(()) => {
+                self.huge.insert(block.start(), Block::Mapped);
+                MappedHuge::Huge
+            }
+            Err(why) => {
+                self.map_all(block, true)?;
+                MappedHuge::Small(why)
+            }
+        })
+    }
+}
+
+impl KvmMirror {
+    fn protect(&self, range: GpaRange, protect: bool) -> io::Result<()> {
+        self.userfault.set_write_protection(self.address(range), range.len(), protect)
+    }
+
+    /// Allows stores in `start .. end`, if that is anything.
+    fn allow(&self, start: Gpa, end: Gpa) -> io::Result<()> {
+        match end.0.checked_sub(start.0) {
+            None | Some(0) => Ok(()),
+            Some(len) => self.protect(GpaRange::new(start, len).map_err(io::Error::other)?, false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
