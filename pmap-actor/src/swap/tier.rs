@@ -23,7 +23,8 @@ use crate::swap::Packed;
 
 /// Bytes that each page costs besides its own: an entry in each of two maps, whose nodes are
 /// between 5 and 11 of 11 full and are counted as six. (600 bytes for 11 entries by page, with
-/// the inner nodes' share; 216 by age.)
+/// the inner nodes' share; 216 by age.) With 135 000 pages, put in order or at random, the
+/// sum is within 2 % of what the allocator says it gave.
 pub const BOOKKEEPING: u64 = 136;
 
 /// Which page, as it was when it began to leave.
