@@ -212,6 +212,15 @@ impl GuestMemory {
         view.first_frame + (gpa.0 - view.range.start().0)
     }
 
+    /// The guest-physical address whose frame this is; `None` beyond the object's end.
+    #[must_use]
+    pub fn gpa_of_frame(&self, frame: u64) -> Option<Gpa> {
+        self.views.iter().find_map(|view| {
+            let offset = frame.checked_sub(view.first_frame)?;
+            (offset < view.range.len()).then(|| Gpa(view.range.start().0 + offset))
+        })
+    }
+
     /// Bytes the host holds for the guest: the memfd's blocks. (A process's resident set
     /// counts a page once for each view.)
     ///
@@ -452,10 +461,11 @@ mod tests {
         let memory = split(2 << 30);
         for gpa in [Gpa(0), Gpa((1 << 30) - 1), Gpa(4 << 30), Gpa((5 << 30) - 1)] {
             assert_eq!(memory.gpa_of(memory.guest_address(gpa)), Some(gpa));
+            assert_eq!(memory.gpa_of_frame(memory.frame_of(gpa)), Some(gpa));
         }
         assert_eq!(memory.frame_of(Gpa(4 << 30)), 1 << 30);
         let low_end = memory.guest_address(Gpa((1 << 30) - 1)) + 1;
-        assert_eq!(memory.gpa_of(low_end), None);
+        assert_eq!((memory.gpa_of(low_end), memory.gpa_of_frame(2 << 30)), (None, None));
         assert!(memory.slots().all(|slot| slot.host.is_multiple_of(ALIGNMENT as u64)));
     }
 
