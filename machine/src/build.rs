@@ -211,7 +211,7 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
 
     let domain = Arc::new(Domain::new(usize::from(spec.vcpus)));
     let roster = Arc::new(Roster::new(spec.vcpus));
-    let (space, thread) = space_actor::start(SpaceConfig {
+    let (space, space_threads) = space_actor::start(SpaceConfig {
         memory,
         consumer: engine.consumer(&spec),
         domain: domain.clone(),
@@ -224,10 +224,13 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
         swap: spec.swap.clone(),
         resident_limit_bytes: spec.resident_limit_bytes,
         harvest_every: spec.harvest_every,
+        swap_fault: spec.swap_fault,
         tell: tell.clone(),
     })?;
-    watch.add(ActorName::Pmap, space.pulse().clone());
-    threads.push((ActorName::Pmap, thread));
+    for (actor, pulse) in space.pulses() {
+        watch.add(actor, pulse);
+    }
+    threads.extend(space_threads);
     for range in layout.ranges() {
         space.map(range, Protection::all()).map_err(host("map the guest's memory"))?;
         if spec.wire {

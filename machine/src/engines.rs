@@ -129,7 +129,9 @@ impl Chosen {
     /// Who the pmap works for.
     pub(crate) fn consumer(&self, spec: &MachineSpec) -> Consumer {
         match self.kind {
-            EngineKind::Kvm => Consumer::Kvm { skip_unmap: spec.skip_mirror_unmap },
+            EngineKind::Kvm => {
+                Consumer::Kvm { skip_unmap: spec.skip_mirror_unmap, superpages: spec.superpages }
+            }
             EngineKind::Soft => {
                 Consumer::Soft { hardware_ad: spec.hardware_ad, superpages: spec.superpages }
             }

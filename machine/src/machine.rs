@@ -197,9 +197,9 @@ impl Machine {
         match target {
             ActorName::Machine => drop(self.supervisor.try_send(BreakMachine(how))),
             ActorName::Loader => drop(self.supervisor.try_send(BreakLoader(how))),
-            ActorName::Pmap => drop(self.space.break_(how)),
-            // A machine without swap has neither.
-            ActorName::Pageout | ActorName::Pagein => {}
+            ActorName::Pmap | ActorName::Pageout | ActorName::Pagein => {
+                drop(self.space.break_(target, how));
+            }
             ActorName::Console => {
                 if let Some(console) = &self.console {
                     console.break_it(how);

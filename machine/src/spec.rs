@@ -10,6 +10,7 @@ pub use actors::swap::SwapSpec;
 pub use devices::console::block_signals;
 use pmap_actor::ept::tables::ADDRESS_BITS;
 pub use pmap_actor::space_actor::ShootdownMode;
+pub use pmap_actor::swap::faulty::SwapFault;
 
 /// Where the guest's serial console leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,8 @@ pub struct MachineSpec {
     pub resident_limit_bytes: Option<u64>,
     /// How often to look at the guest's working set; each look costs a shootdown.
     pub harvest_every: Option<Duration>,
+    /// For tests: how the swap file fails, and after how many good calls.
+    pub swap_fault: Option<(SwapFault, u64)>,
     /// What shall run the guest.
     pub engine: EngineChoice,
     /// Accessed and dirty bits of the nested tables are set by whoever walks them, as newer hardware does, not emulated.
@@ -125,6 +128,7 @@ impl MachineSpec {
             swap: None,
             resident_limit_bytes: None,
             harvest_every: None,
+            swap_fault: None,
             engine: EngineChoice::Auto,
             hardware_ad: false,
             superpages: true,

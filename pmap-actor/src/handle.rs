@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use actors::ask::{self, NoAnswer};
 use actors::contract::boot::MemoryPort;
+use actors::contract::page::{
+    Advice, DirtyConsumer, DirtyEpoch, Harvest, PageState, PagedOut, Resized, Settled, Touch,
+};
 use actors::contract::space::{
     FaultService, NestedFault, RaiseTimes, SpaceError, SpaceRequest, SpaceTally,
 };
 use actors::contract::vcpu::Break;
 use actors::doorbell::Doorbell;
 use actors::pulse::Pulse;
-use actors::{Gpa, GpaRange, Protection};
+use actors::{ActorName, Gpa, GpaRange, Protection};
 use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::oneshot;
 use vm_memory::GuestMemoryMmap;
@@ -21,6 +24,7 @@ use crate::ept::view::View;
 use crate::fault_lane::FaultLane;
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::Userfault;
+use crate::swap::workers::Remote;
 
 /// How long an asker waits for the pmap. Wiring a large guest takes the longest.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -37,6 +41,7 @@ pub struct SpaceHandle {
     pub(crate) view: View,
     pub(crate) completed: Completed,
     pub(crate) pulse: Pulse,
+    pub(crate) workers: Option<Remote>,
 }
 
 /// What ends the guest's reach of its memory, without the actor.
@@ -154,6 +159,103 @@ impl SpaceHandle {
         self.ask(|reply| SpaceRequest::Mapping { at, reply })
     }
 
+    /// Reads and clears accessed or modified bits of a range, with one shootdown for all of it.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, or [`SpaceError::Dead`].
+    pub fn harvest(&self, range: GpaRange, what: Touch) -> Result<Harvest, SpaceError> {
+        self.ask(|reply| SpaceRequest::Harvest { range, what, reply })
+    }
+
+    /// Begins to tell somebody which pages are stored to. The first epoch has every page that
+    /// is not absent.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Dead`].
+    pub fn begin_dirty(&self) -> Result<DirtyConsumer, SpaceError> {
+        self.ask(|reply| SpaceRequest::BeginDirty { reply })
+    }
+
+    /// The pages stored to since the epoch before. Nothing is lost if the taker fails before it
+    /// settles: the next epoch has what this one had.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::NoEpoch`], or [`SpaceError::Dead`].
+    pub fn take_dirty(&self, consumer: DirtyConsumer) -> Result<DirtyEpoch, SpaceError> {
+        self.ask(|reply| SpaceRequest::TakeDirty { consumer, reply })
+    }
+
+    /// Says what became of an epoch that was taken.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::NoEpoch`], or [`SpaceError::Dead`].
+    pub fn settle_dirty(
+        &self,
+        consumer: DirtyConsumer,
+        number: u64,
+        how: Settled,
+    ) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::SettleDirty { consumer, number, how, reply })
+    }
+
+    /// Ends what [`SpaceHandle::begin_dirty`] began.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::NoEpoch`], or [`SpaceError::Dead`].
+    pub fn end_dirty(&self, consumer: DirtyConsumer) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::EndDirty { consumer, reply })
+    }
+
+    /// Puts pages out of memory; returns when each is out, or known to stay.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, [`SpaceError::NoStore`], or [`SpaceError::Dead`].
+    pub fn page_out(&self, range: GpaRange) -> Result<PagedOut, SpaceError> {
+        self.ask(|reply| SpaceRequest::PageOut { range, reply })
+    }
+
+    /// Makes superpages of the whole blocks of a range, where that can be.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, or [`SpaceError::Dead`].
+    pub fn promote(&self, range: GpaRange) -> Result<Resized, SpaceError> {
+        self.ask(|reply| SpaceRequest::Promote { range, reply })
+    }
+
+    /// Makes 4 KiB pages of the superpages that a range touches.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, or [`SpaceError::Dead`].
+    pub fn demote(&self, range: GpaRange) -> Result<Resized, SpaceError> {
+        self.ask(|reply| SpaceRequest::Demote { range, reply })
+    }
+
+    /// Says what is thought of a range (FreeBSD's `pmap_advise`).
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, wired or held where its contents would go, or [`SpaceError::Dead`].
+    pub fn advise(&self, range: GpaRange, advice: Advice) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::Advise { range, advice, reply })
+    }
+
+    /// Where a page is, and who used it.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::OutsideMemory`], or [`SpaceError::Dead`].
+    pub fn page(&self, at: Gpa) -> Result<PageState, SpaceError> {
+        self.ask(|reply| SpaceRequest::Page { at, reply })
+    }
+
     /// Raises an invalidation that removes nothing, and waits for it.
     ///
     /// # Errors
@@ -216,13 +318,29 @@ impl SpaceHandle {
         ask::wait(answer, DEADLINE).map_err(dead)
     }
 
-    /// Breaks the actor, for tests of the supervision.
+    /// Breaks the actor, or one of the workers of its store, for tests of the supervision.
     ///
     /// # Errors
     ///
     /// [`SpaceError::Dead`].
-    pub fn break_(&self, how: Break) -> Result<(), SpaceError> {
-        self.tell(SpaceRequest::Break(how))
+    pub fn break_(&self, who: ActorName, how: Break) -> Result<(), SpaceError> {
+        match who {
+            ActorName::Pageout | ActorName::Pagein => {
+                if let Some(workers) = &self.workers {
+                    workers.break_(who, how);
+                }
+                Ok(())
+            }
+            _ => self.tell(SpaceRequest::Break(how)),
+        }
+    }
+
+    /// Who shows by a pulse that they are alive: the actor, and the workers of its store.
+    #[must_use]
+    pub fn pulses(&self) -> Vec<(ActorName, Pulse)> {
+        let mut pulses = vec![(ActorName::Pmap, self.pulse.clone())];
+        pulses.extend(self.workers.iter().flat_map(Remote::pulses));
+        pulses
     }
 
     /// The guest's memory object.

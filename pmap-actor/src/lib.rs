@@ -15,6 +15,8 @@
 //! ask what, and how removals wait for their shootdown).
 
 pub mod completed;
+mod content;
+mod epochs;
 pub mod ept;
 mod fault_lane;
 pub mod handle;
@@ -22,11 +24,11 @@ pub mod host;
 pub mod latency;
 pub mod map;
 pub mod mirror;
+mod object;
 pub mod pmap;
 pub mod record;
 pub mod roster;
 mod runs;
 pub mod space_actor;
 pub mod swap;
-pub mod verify;
 pub mod vmspace;

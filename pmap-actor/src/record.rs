@@ -14,6 +14,8 @@ pub enum Action {
     ZeroFilled,
     /// The page was in its object already.
     MappedExisting,
+    /// The page came back from the compressed tier or from disk.
+    PagedIn,
     /// Somebody was faster.
     AlreadyThere,
     /// Stores are allowed (again).
@@ -27,6 +29,7 @@ impl Action {
         match served {
             Served::ZeroFilled(pages) => (Self::ZeroFilled, pages),
             Served::MappedExisting(pages) => (Self::MappedExisting, pages),
+            Served::PagedIn => (Self::PagedIn, 1),
             Served::AlreadyThere => (Self::AlreadyThere, 0),
             Served::WriteUnprotected => (Self::WriteUnprotected, 0),
         }

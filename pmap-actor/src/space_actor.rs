@@ -4,8 +4,8 @@
 //! # The loop
 //!
 //! ```text
-//!   ┌──▶ faults ──▶ the shootdown on its way ──▶ one request ──▶ nothing to do? sleep ──┐
-//!   └────────────────────────────────────────────────────────────────────────────────────┘
+//!   ┌──▶ faults ──▶ workers' answers ──▶ the shootdown on its way ──▶ one request, one round of the clock ──▶ sleep ──┐
+//!   └──────────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! # Why it cannot deadlock
@@ -31,9 +31,10 @@
 //! after a knock rings the bell (the dance's L3), and so does a vcpu that asks.
 //!
 //! This file is the actor and its loop; `space_actor/` has what the loop does: `faults.rs`,
-//! `shootdowns.rs`, `requests.rs`.
+//! `shootdowns.rs`, `requests.rs`, `paging.rs`.
 
 mod faults;
+mod paging;
 mod requests;
 mod shootdowns;
 
@@ -53,8 +54,10 @@ use crossbeam_channel::{Receiver, Sender};
 use shootdown::{Domain, Tally, Whom};
 use tracing::error;
 
+use self::paging::Paging;
 use self::shootdowns::OnItsWay;
 use crate::completed::Completed;
+use crate::content::StoreLimits;
 use crate::ept::masks::PmapFlags;
 use crate::fault_lane::FaultLane;
 use crate::handle::{Reach, SpaceHandle};
@@ -64,7 +67,10 @@ use crate::latency::Latency;
 use crate::mirror::{KvmMirror, Mirror, SoftMirror};
 use crate::record::FaultRecord;
 use crate::roster::Roster;
-use crate::vmspace::VmSpace;
+use crate::swap::faulty::SwapFault;
+use crate::swap::workers::{self, Workers, WorkersConfig};
+use crate::swap::{CreateError, Room, SwapFile};
+use crate::vmspace::{Settings, Superpages, VmSpace};
 
 /// How long to spin for acknowledgements before sleeping. A kick that finds its vcpu
 /// running is acknowledged in about 30 us; past 50 us the vcpu is not on a cpu.
@@ -106,6 +112,8 @@ pub enum Consumer {
         /// For tests that a guest notices: leave the host mapping alone when translations are
         /// removed.
         skip_unmap: bool,
+        /// Whether the host mapping may be huge.
+        superpages: bool,
     },
     /// Vcpus that walk the tables themselves and ask for what is missing. Needs no privilege.
     Soft {
@@ -121,13 +129,25 @@ impl Consumer {
     /// The pmap's flags for it.
     fn flags(self) -> PmapFlags {
         match self {
-            Self::Kvm { .. } => PmapFlags::EMULATE_AD_BITS,
-            Self::Soft { hardware_ad, superpages } => {
-                let mut flags = PmapFlags::empty();
-                flags.set(PmapFlags::EMULATE_AD_BITS, !hardware_ad);
-                flags.set(PmapFlags::SUPERPAGES, superpages);
-                flags
-            }
+            // An unreadable page that is executable is no translation of hardware's here: the host mapping is gone.
+            Self::Kvm { superpages, .. } => Self::walked(false, superpages),
+            Self::Soft { hardware_ad, superpages } => Self::walked(hardware_ad, superpages),
+        }
+    }
+
+    fn walked(hardware_ad: bool, superpages: bool) -> PmapFlags {
+        let mut flags = PmapFlags::EXECUTE_ONLY;
+        flags.set(PmapFlags::EMULATE_AD_BITS, !hardware_ad);
+        flags.set(PmapFlags::SUPERPAGES, superpages);
+        flags
+    }
+
+    /// When to make superpages. A nested fault of KVM costs more than 2 MiB of zeroes, so there a whole block
+    /// comes at once; and write-protecting or ageing a part of a huge host mapping splits it, so only writable ones are of use.
+    fn superpages(self) -> Superpages {
+        match self {
+            Self::Kvm { superpages, .. } => Superpages { at_once: superpages, writable_only: true },
+            Self::Soft { .. } => Superpages { at_once: false, writable_only: false },
         }
     }
 
@@ -174,6 +194,8 @@ pub struct SpaceConfig {
     pub resident_limit_bytes: Option<u64>,
     /// How often to look at the guest's working set.
     pub harvest_every: Option<Duration>,
+    /// For tests: how the swap file fails, and after how many good calls.
+    pub swap_fault: Option<(SwapFault, u64)>,
     /// Where tidings go.
     pub tell: TellMachine,
 }
@@ -190,6 +212,9 @@ pub enum StartError {
          translations that no kernel knows of; use auto or broadcast"
     )]
     NoKernel,
+    /// The swap file.
+    #[error(transparent)]
+    Swap(#[from] CreateError),
     /// The host refused something else.
     #[error("the host refused to {what}: {why}")]
     Host {
@@ -201,16 +226,19 @@ pub enum StartError {
     },
 }
 
+/// The actor's threads, by name: the pmap's own first, then the workers of its store, if it has one.
+pub type Threads = Vec<(ActorName, Joined)>;
+
 /// Starts the actor's thread; for KVM, it watches the guest view first.
 ///
 /// # Errors
 ///
 /// [`StartError`].
-pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Joined), StartError> {
+pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Threads), StartError> {
     let whom = config.consumer.whom(config.mode)?;
     let memory = config.memory.clone();
     match config.consumer {
-        Consumer::Kvm { skip_unmap } => {
+        Consumer::Kvm { skip_unmap, .. } => {
             let userfault = Arc::new(Userfault::open()?);
             let mirror = KvmMirror::new(memory, userfault.clone(), skip_unmap)
                 .map_err(host("watch guest memory with userfaultfd"))?;
@@ -229,12 +257,21 @@ fn start_with<M: Mirror + Send + 'static>(
     whom: Whom,
     mirror: M,
     userfault: Option<Arc<Userfault>>,
-) -> Result<(SpaceHandle, Joined), StartError> {
+) -> Result<(SpaceHandle, Threads), StartError> {
     let bell = Arc::new(Doorbell::new().map_err(host("make an eventfd"))?);
     let (requests, mailbox) = crossbeam_channel::bounded(MAILBOX);
     let memory = config.memory.clone();
-    let flags = config.consumer.flags();
-    let space = VmSpace::new(memory.clone(), flags, mirror, config.fault_around_pages);
+    let (store, workers, mut threads) = match start_store(&config, &bell)? {
+        Some(started) => (Some(started.limits), Some(started.workers), started.threads),
+        None => (None, None, Vec::new()),
+    };
+    let settings = Settings {
+        flags: config.consumer.flags(),
+        around: config.fault_around_pages,
+        superpages: config.consumer.superpages(),
+        store,
+    };
+    let space = VmSpace::new(memory.clone(), settings, mirror);
     let reach = Reach { memory, userfault, lane: Arc::default() };
     let handle = SpaceHandle {
         requests,
@@ -243,8 +280,9 @@ fn start_with<M: Mirror + Send + 'static>(
         view: space.tables().view(),
         completed: Completed::default(),
         pulse: Pulse::default(),
+        workers: workers.as_ref().map(Workers::remote),
     };
-    let actor = SpaceActor {
+    let mut actor = SpaceActor {
         space,
         userfault: reach.userfault.clone(),
         lane: reach.lane.clone(),
@@ -259,8 +297,10 @@ fn start_with<M: Mirror + Send + 'static>(
         last_fault: Instant::now(),
         fault_service: FaultService::default(),
         retired: false,
+        paging: Paging::with(workers),
         config,
     };
+    actor.begin_looks();
     let tell = actor.config.tell.clone();
     // The tracer ends when the last sender goes: that, too, must be heard as a consequence.
     let trace = actor.config.trace.clone();
@@ -279,7 +319,45 @@ fn start_with<M: Mirror + Send + 'static>(
     };
     let thread = threads::spawn(ActorName::Pmap, ended, move || actor.run())
         .map_err(host("start a thread"))?;
-    Ok((handle, thread))
+    threads.insert(0, (ActorName::Pmap, thread));
+    Ok((handle, threads))
+}
+
+/// A store: how much fits, and who does its slow work.
+struct Started {
+    limits: StoreLimits,
+    workers: Workers,
+    threads: Threads,
+}
+
+/// Opens the swap file and starts the workers, where pages can leave at all.
+fn start_store(config: &SpaceConfig, bell: &Arc<Doorbell>) -> Result<Option<Started>, StartError> {
+    let file = match &config.swap {
+        Some(swap) => {
+            let memory = config.memory.layout().total();
+            let room = swap.bytes.map_or(Room::Sparse(memory), Room::Reserved);
+            SwapFile::create(&swap.path, room)?
+        }
+        // Nothing is ever written: there are no slots.
+        None if config.resident_limit_bytes.is_some() => SwapFile::none(),
+        None => return Ok(None),
+    };
+    let file = match config.swap_fault {
+        Some((fault, after)) => file.breaking(fault, after),
+        None => file,
+    };
+    let limits = StoreLimits {
+        slots: file.slots(),
+        resident_bytes: config.resident_limit_bytes.unwrap_or(u64::MAX),
+    };
+    let (workers, threads) = workers::start(WorkersConfig {
+        memory: config.memory.clone(),
+        file: Arc::new(file),
+        bell: bell.clone(),
+        tell: config.tell.clone(),
+    })
+    .map_err(host("start a thread"))?;
+    Ok(Some(Started { limits, workers, threads: threads.into() }))
 }
 
 /// What was counted so far.
@@ -307,6 +385,7 @@ struct SpaceActor<M> {
     last_fault: Instant,
     fault_service: FaultService,
     retired: bool,
+    paging: Paging,
     config: SpaceConfig,
 }
 
@@ -315,10 +394,17 @@ impl<M: Mirror> SpaceActor<M> {
         while !self.retired {
             self.pulse.beat();
             let mut did = self.serves_faults() && self.serve_faults();
+            did |= self.hear_workers();
             did |= self.finish_shootdown();
+            did |= self.serve_parked();
             if self.on_its_way.is_none() {
-                did |= self.serve_request();
+                did |= self.carry_left_over() || self.look_when_due() || self.serve_request();
             }
+            if self.on_its_way.is_none() {
+                did |= self.reclaim();
+            }
+            self.answer_outs();
+            self.send_jobs();
             if !did {
                 self.wait();
             }
@@ -347,17 +433,20 @@ impl<M: Mirror> SpaceActor<M> {
                 std::hint::spin_loop();
                 return;
             }
-            None => Duration::MAX,
+            None => self.until_next_look().unwrap_or(Duration::MAX),
         };
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(-1);
         self.pulse.rest();
         let serves_faults = self.serves_faults();
         let (lane, mailbox, domain) = (&self.lane, &self.mailbox, &self.config.domain);
+        let workers = &self.paging.workers;
         // While a shootdown is on its way mail does not count; its end does, and so do faults.
         let shootdown = &mut self.on_its_way;
         let ready = || {
             let somebody_asks = serves_faults && !lane.is_empty();
+            let somebody_answers = workers.as_ref().is_some_and(Workers::has_answers);
             somebody_asks
+                || somebody_answers
                 || match shootdown {
                     Some(shootdown) => shootdown.is_over(domain),
                     None => !mailbox.is_empty(),

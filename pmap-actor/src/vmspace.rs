@@ -1,4 +1,12 @@
-//! One guest's vmspace: the map, the tables, and the host mapping that follows them.
+//! One guest's vmspace: what should be where, what is there, and who is told when that changes.
+//!
+//! ```text
+//!     map       what should be where (map.rs)
+//!     guest     what the guest reaches now: tables in EPT format, by guest-physical address
+//!     monitor   what the monitor reached for, under holds: an x86 pmap, by frame
+//!     content   where each page's contents are (content.rs)
+//!     mirror    the host's copy of `guest`'s permissions, where there is one (mirror.rs)
+//! ```
 //!
 //! Plain state and plain methods: no threads, no messages, no waiting. The actor
 //! (`space_actor.rs`) owns one and carries what an operation [`Removed`] through a
@@ -8,44 +16,93 @@
 //! because the next touch faults and asks again. So not-present to present needs no
 //! shootdown, and neither do permissions that only grow; the worst that happens is a second
 //! fault, which is answered "already there".
+//!
+//! A page can be in two pmaps, of two types: the guest's own, and the monitor's, when the loader or a
+//! device held it. Both are at addresses that follow from the frame, so the reverse map (FreeBSD's pv entries) is
+//! arithmetic: [`VmSpace::page_number`] and back. What somebody stored through a hold is the monitor's modified bit, and
+//! is harvested like the guest's.
+//!
+//! # What is presumed
+//!
+//! With emulated bits the first store to a clean page traps. Where nobody would learn anything from the
+//! trap, the page is entered as modified at once: it is dirty already, and everyone who counts stores has counted it. Pages that
+//! come along with a touched one (fault-around) are entered as accessed, because with emulated bits hardware could not reach them
+//! otherwise, and then there would be no point in bringing them. Both layouts presume the same, so that they differ in nothing
+//! but who sets the bits.
+//!
+//! The rooms: `vmspace/fault.rs`, `ranges.rs` (map, unmap, forget, protect), `holds.rs` (hold, wire), `harvest.rs`
+//! (harvest, dirty epochs, advice), `superpages.rs`, `reclaim.rs` (out), `arrivals.rs` (in).
+
+mod arrivals;
+mod fault;
+mod harvest;
+mod holds;
+mod ranges;
+mod reclaim;
+mod superpages;
 
 use std::io;
 use std::sync::Arc;
 
+use actors::contract::page::{PmapTally, ReclaimTally};
 use actors::contract::space::SpaceError;
-use actors::pages::PageSet;
-use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
+use actors::{Gpa, GpaRange, PAGE_SIZE};
 
-use crate::ept::entry::Leaf;
-use crate::ept::masks::{Masks, PmapFlags, PmapType};
+use crate::content::{Content, OutTicket, StoreLimits};
+use crate::ept::masks::{PmapFlags, PmapType};
 use crate::ept::tables::{TableFrame, Tables};
 use crate::host::memory::GuestMemory;
-use crate::host::userfault::Installed;
 use crate::map::VmMap;
 use crate::mirror::Mirror;
-use crate::runs::{run_around, runs};
+use crate::pmap::{Effects, Harvest, Pmap};
+
+pub use fault::{Outcome, Served, Unserved};
+pub use holds::Done;
+pub use superpages::Superpages;
+
+/// How a vmspace behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What the walker of the guest's tables supports.
+    pub flags: PmapFlags,
+    /// Pages of one fault-around window; 1 turns it off.
+    pub around: u64,
+    /// When to make superpages.
+    pub superpages: Superpages,
+    /// Where pages can go; nowhere when there is none.
+    pub store: Option<StoreLimits>,
+}
 
 /// A guest's memory: what should be there, what is there, and who must be told.
 pub struct VmSpace<M> {
     memory: Arc<GuestMemory>,
     map: VmMap,
-    tables: Tables,
+    guest: Pmap,
+    monitor: Pmap,
+    content: Content,
     mirror: M,
-    /// Pages that are in their object, whether or not the guest can reach them.
-    resident: PageSet,
     holds: Vec<GpaRange>,
     refused: Vec<GpaRange>,
-    wired_pages: u64,
-    /// Pages of one fault-around window; 1 turns it off.
-    around: u64,
+    left_over: Removed,
+    settings: Settings,
+    /// Blocks are aged or cleaned now and then, so that superpages would not last.
+    is_harvested: bool,
+    /// Where the clock stands: a page number.
+    hand: u64,
+    /// Pages the clock passed since it last found one that could leave.
+    fruitless: u64,
+    harvests: harvest::Counted,
+    blocks: superpages::Counted,
 }
 
 /// What an operation took away. Only the shootdown's end makes it free.
 #[derive(Debug, Default)]
 #[must_use = "frames and table pages are lost unless they are given back after the shootdown"]
 pub struct Removed {
-    /// Ranges whose frames leave their object.
+    /// Ranges whose pages leave their object.
     frames: Vec<GpaRange>,
+    /// Pages that leave memory, by pageout.
+    leaving: Vec<(OutTicket, Vec<u64>)>,
     /// Table pages nobody points at any more.
     tables: Vec<TableFrame>,
     /// Translations that were removed or lost rights.
@@ -56,7 +113,7 @@ impl Removed {
     /// Whether nothing was removed that anybody could have cached: no shootdown is needed.
     #[must_use]
     pub fn is_harmless(&self) -> bool {
-        self.translations == 0
+        self.translations == 0 && self.tables.is_empty()
     }
 
     /// Translations that were removed or lost rights.
@@ -68,53 +125,60 @@ impl Removed {
     /// Adds what another operation removed, so that both share one shootdown.
     pub fn join(&mut self, mut other: Self) {
         self.frames.append(&mut other.frames);
+        self.leaving.append(&mut other.leaving);
         self.tables.append(&mut other.tables);
         self.translations += other.translations;
     }
 }
 
-/// How a fault was served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
-    /// This many fresh pages of zeroes, the touched one among them.
-    ZeroFilled(u64),
-    /// This many pages that were in their object already.
-    MappedExisting(u64),
-    /// Somebody was faster; whoever waited was woken.
-    AlreadyThere,
-    /// Stores are allowed (again).
-    WriteUnprotected,
+/// Where harvested bits go: to the pages' contents.
+struct Told<'a> {
+    content: &'a mut Content,
+    /// Of a pmap whose addresses are guest-physical; the monitor's are frames.
+    memory: Option<&'a GuestMemory>,
 }
 
-/// Why a fault cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum Unserved {
-    /// The map has nothing there.
-    #[error("nothing is mapped there")]
-    Hole,
-    /// The map allows loads there, but not this.
-    #[error("the access is not allowed there")]
-    Forbidden,
-    /// The host refused; or it lost a page, which must never be served as zeroes.
-    #[error("the host refused: {0}")]
-    Host(#[from] io::Error),
+impl Told<'_> {
+    fn pages(&self, range: GpaRange) -> std::ops::Range<u64> {
+        let first = match self.memory {
+            Some(memory) => memory.frame_of(range.start()),
+            None => range.start().0,
+        };
+        first / PAGE_SIZE..(first + range.len()) / PAGE_SIZE
+    }
+}
+
+impl Harvest for Told<'_> {
+    fn modified(&mut self, range: GpaRange) {
+        self.pages(range).for_each(|page| self.content.stored(page));
+    }
+
+    fn referenced(&mut self, range: GpaRange) {
+        self.pages(range).for_each(|page| self.content.used(page));
+    }
 }
 
 impl<M: Mirror> VmSpace<M> {
-    /// An empty vmspace over `memory`: nothing is mapped. `around` is the window of
-    /// fault-around in pages.
+    /// An empty vmspace over `memory`: nothing is mapped.
     #[must_use]
-    pub fn new(memory: Arc<GuestMemory>, flags: PmapFlags, mirror: M, around: u64) -> Self {
+    pub fn new(memory: Arc<GuestMemory>, settings: Settings, mirror: M) -> Self {
         let layout = memory.layout();
+        let pages = layout.total() / PAGE_SIZE;
         Self {
             map: VmMap::new(layout),
-            tables: Tables::new(PmapType::PtEpt, flags, layout),
+            guest: Pmap::new(PmapType::PtEpt, settings.flags, layout),
+            monitor: Pmap::new(PmapType::PtX86, PmapFlags::empty(), layout),
+            content: Content::new(pages, settings.store),
             mirror,
-            resident: PageSet::new(layout.total() / PAGE_SIZE),
             holds: Vec::new(),
             refused: Vec::new(),
-            wired_pages: 0,
-            around,
+            left_over: Removed::default(),
+            settings,
+            is_harvested: false,
+            hand: 0,
+            fruitless: 0,
+            harvests: harvest::Counted::default(),
+            blocks: superpages::Counted::default(),
             memory,
         }
     }
@@ -125,16 +189,16 @@ impl<M: Mirror> VmSpace<M> {
         &self.memory
     }
 
-    /// The tables.
+    /// The guest's tables.
     #[must_use]
     pub fn tables(&self) -> &Tables {
-        &self.tables
+        self.guest.tables()
     }
 
     /// 4 KiB pages that are wired.
     #[must_use]
     pub fn wired_pages(&self) -> u64 {
-        self.wired_pages
+        self.guest.wired_pages()
     }
 
     /// Pages under a hold, counted once per hold.
@@ -143,363 +207,146 @@ impl<M: Mirror> VmSpace<M> {
         self.holds.iter().map(|range| range.pages()).sum()
     }
 
+    /// Pages of the guest that take memory.
+    #[must_use]
+    pub fn resident_pages(&self) -> u64 {
+        self.content.frames()
+    }
+
+    /// What was done with superpages and with accessed and modified bits.
+    #[must_use]
+    pub fn pmap_tally(&self) -> PmapTally {
+        let guest = self.guest.tally();
+        let refused = guest.refused_promotions;
+        let failures = [
+            ("unsupported", refused.unsupported),
+            ("not_full", refused.not_full),
+            ("not_accessed", refused.not_accessed),
+            ("not_aligned", refused.not_aligned),
+            ("not_contiguous", refused.not_contiguous),
+            ("mixed_attributes", refused.mixed_attributes),
+            ("mixed_dirty", refused.mixed_dirty),
+            ("would_not_last", self.blocks.would_not_last),
+            ("read_only", self.blocks.read_only),
+            ("host_refused", self.blocks.host_refused),
+        ];
+        PmapTally {
+            promotions: guest.promotions,
+            superpages_entered: guest.entered_superpages,
+            demotions: guest.demotions.total() + guest.destroyed_superpages,
+            promotion_failures: failures
+                .into_iter()
+                .filter(|(_, times)| *times > 0)
+                .map(|(cause, times)| (cause.to_owned(), times))
+                .collect(),
+            superpages: self.guest.tables().superpages(),
+            accessed_faults: guest.emulated_reads,
+            modified_faults: guest.emulated_writes,
+            harvests: self.harvests.harvests,
+            harvested_accessed_pages: self.harvests.accessed_pages,
+            harvested_modified_pages: self.harvests.modified_pages,
+        }
+    }
+
+    /// What left memory, and what came back.
+    #[must_use]
+    pub fn reclaim_tally(&self) -> ReclaimTally {
+        self.content.tally()
+    }
+
+    /// A fault waits for the disk or for room.
+    pub(crate) fn count_waiting(&mut self) {
+        self.content.tally.waited_faults += 1;
+    }
+
     fn page_number(&self, gpa: Gpa) -> u64 {
         self.memory.frame_of(gpa) / PAGE_SIZE
     }
 
-    fn is_resident(&self, gpa: Gpa) -> bool {
-        self.resident.contains(self.page_number(gpa))
+    /// The monitor's address of `range`: its frames.
+    fn frames(&self, range: GpaRange) -> GpaRange {
+        let first = Gpa(self.memory.frame_of(range.start()));
+        GpaRange::new(first, range.len()).expect("frames of whole pages")
     }
 
-    /// Serves a nested fault at `gpa`: afterwards the tables allow the access.
-    ///
-    /// # Errors
-    ///
-    /// [`Unserved`]; whoever sleeps on the guest view still does, and [`VmSpace::refuse`]
-    /// ends that.
-    pub fn fault(&mut self, gpa: Gpa, access: Access) -> Result<Served, Unserved> {
-        let entry = *self.map.lookup(gpa).ok_or(Unserved::Hole)?;
-        if !entry.protection.contains(Protection::READ) {
-            return Err(Unserved::Hole);
-        }
-        if !entry.protection.contains(access.needs()) {
-            return Err(Unserved::Forbidden);
-        }
-        let page = GpaRange::page_of(gpa);
-        if self.tables.leaf(gpa).is_some() {
-            let may_write = entry.protection.contains(Protection::WRITE);
-            return self.fault_on_leaf(page, access, may_write);
-        }
-        let resident = self.is_resident(gpa);
-        let same = |page| self.tables.leaf(page).is_none() && self.is_resident(page) == resident;
-        let run = run_around(gpa, entry.range, self.around, same);
-        self.install(run, entry.protection, entry.wired)?;
-        Ok(if resident {
-            Served::MappedExisting(run.pages())
-        } else {
-            Served::ZeroFilled(run.pages())
-        })
+    fn is_held(&self, range: GpaRange) -> bool {
+        self.holds.iter().any(|hold| hold.intersection(range).is_some())
     }
 
-    /// The tables have the page: a second report of a served fault, a leaf whose emulated
-    /// accessed or modified bit was clear, or a host mapping that lags behind.
-    fn fault_on_leaf(
-        &mut self,
-        page: GpaRange,
-        access: Access,
-        may_write: bool,
-    ) -> Result<Served, Unserved> {
-        let touched = self.tables.masks().touched(access);
-        let was_clear = self.tables.update(page, |leaf| leaf.entry | touched, |_, _, _| {}) > 0;
-        Ok(match self.mirror.mend(page, access, may_write)? {
-            Served::AlreadyThere if was_clear && access == Access::Write => {
-                Served::WriteUnprotected
-            }
-            Served::AlreadyThere if was_clear => Served::MappedExisting(1),
-            served => served,
-        })
-    }
-
-    /// Makes `run`, none of which has a leaf and all of which is, or is not, resident, part
-    /// of what the guest can reach.
-    fn install(&mut self, run: GpaRange, protection: Protection, wired: bool) -> io::Result<()> {
-        let writable = protection.contains(Protection::WRITE);
-        let mut resident = self.is_resident(run.start());
-        if !resident && !writable {
-            // There is no way to map a zero page write-protected in one step.
-            self.memory.populate(run)?;
-            resident = true;
+    /// Brings the mirror to what the guest's tables say after a call, and keeps what the shootdown has to give back.
+    fn follow(&mut self, effects: Effects) -> Result<Removed, SpaceError> {
+        for run in effects.unreachable.as_slice() {
+            self.mirror.unmap(*run).map_err(|error| host("unmap guest memory", &error))?;
         }
-        let mut next = run.start();
-        while next < run.end() {
-            let rest = GpaRange::new(next, run.end().0 - next.0).expect("part of a range");
-            let installed = if resident {
-                self.mirror.map_existing(rest, writable)?
-            } else {
-                self.mirror.map_zeroed(rest)?
-            };
-            let bytes = match installed {
-                Installed::Bytes(bytes) => bytes,
-                // The host has it (a page our tables forgot, and nobody else may forget).
-                Installed::AlreadyThere => {
-                    let page = GpaRange::page_of(next);
-                    self.mirror.set_writable(page, writable)?;
-                    self.mirror.wake(page)?;
-                    PAGE_SIZE
-                }
-                Installed::Busy => continue,
-            };
-            let done = GpaRange::new(next, bytes).map_err(io::Error::other)?;
-            self.enter(done, protection, wired);
-            next = done.end();
-        }
-        Ok(())
-    }
-
-    fn enter(&mut self, range: GpaRange, protection: Protection, wired: bool) {
-        let wired = if wired { self.tables.masks().wired } else { 0 };
-        for page in range.iter_pages() {
-            let number = self.page_number(page);
-            self.resident.insert(number);
-            let leaf = self.tables.masks().leaf(number * PAGE_SIZE, protection) | wired;
-            self.tables.enter(page, leaf);
-        }
-    }
-
-    /// Ends the wait of whoever touches the page of `gpa`: the touch fails.
-    ///
-    /// # Errors
-    ///
-    /// The host's refusal.
-    pub fn refuse(&mut self, gpa: Gpa) -> io::Result<()> {
-        let page = GpaRange::page_of(gpa);
-        if !self.refused.contains(&page) {
-            self.refused.push(page);
-        }
-        self.mirror.refuse(page)
-    }
-
-    /// Adds anonymous memory to the map.
-    ///
-    /// # Errors
-    ///
-    /// Outside memory, occupied, or the host refuses to admit what was refused before.
-    pub fn map(&mut self, range: GpaRange, protection: Protection) -> Result<(), SpaceError> {
-        self.map.insert(range, protection)?;
-        let refused = std::mem::take(&mut self.refused);
-        let (admit, keep): (Vec<_>, Vec<_>) =
-            refused.into_iter().partition(|page| range.covers(*page));
-        self.refused = keep;
-        for page in admit {
+        for run in effects.unwritable.as_slice() {
             self.mirror
-                .admit(page)
-                .map_err(|error| host("allow access to a page again", &error))?;
-        }
-        Ok(())
-    }
-
-    /// Takes memory out of the map; its frames are free after the shootdown.
-    ///
-    /// # Errors
-    ///
-    /// Not wholly mapped, wired, held, or the host's refusal.
-    pub fn unmap(&mut self, range: GpaRange) -> Result<Removed, SpaceError> {
-        if self.holds.iter().any(|hold| hold.intersection(range).is_some()) {
-            return Err(SpaceError::WrongState { range, state: "held" });
-        }
-        self.map.remove(range)?;
-        let mut removed = self.remove_translations(range)?;
-        if range.iter_pages().any(|page| self.is_resident(page)) {
-            removed.frames.push(range);
-        }
-        Ok(removed)
-    }
-
-    /// Forgets the translations of a range; the map and the contents stay.
-    ///
-    /// # Errors
-    ///
-    /// Not wholly mapped, or wired, or the host's refusal.
-    pub fn forget(&mut self, range: GpaRange) -> Result<Removed, SpaceError> {
-        self.map.must_cover(range)?;
-        if self.map.overlapping(range).any(|entry| entry.wired) {
-            return Err(SpaceError::WrongState { range, state: "wired" });
-        }
-        self.remove_translations(range)
-    }
-
-    fn remove_translations(&mut self, range: GpaRange) -> Result<Removed, SpaceError> {
-        let mut removed = Removed::default();
-        removed.translations = self.tables.remove(range, &mut removed.tables, |_, _| {});
-        if removed.translations > 0 {
-            self.mirror.unmap(range).map_err(|error| host("unmap guest memory", &error))?;
-        }
-        Ok(removed)
-    }
-
-    /// Changes what the guest may do. Rights that are lost need a shootdown.
-    ///
-    /// # Errors
-    ///
-    /// Not wholly mapped, wired (when access is lost altogether), or the host's refusal.
-    pub fn protect(
-        &mut self,
-        range: GpaRange,
-        protection: Protection,
-    ) -> Result<Removed, SpaceError> {
-        let readable = protection.contains(Protection::READ);
-        if !readable && self.map.overlapping(range).any(|entry| entry.wired) {
-            return Err(SpaceError::WrongState { range, state: "wired" });
-        }
-        self.map.change(range, |entry| entry.protection = protection)?;
-        if !readable {
-            // FreeBSD's pmap_protect: no access means remove.
-            return self.remove_translations(range);
-        }
-        let masks = *self.tables.masks();
-        let after = masks.permissions(protection);
-        let (mut lost, mut gained) = (0, 0);
-        let change = |leaf: Leaf| leaf.entry & !masks.permission_mask() | after;
-        self.tables.update(range, change, |_, Leaf { entry: before, .. }, after| {
-            lost += u64::from(loses_rights(&masks, before, after));
-            gained += u64::from(before & masks.writable == 0 && after & masks.writable != 0);
-        });
-        if lost > 0 || gained > 0 {
-            let writable = protection.contains(Protection::WRITE);
-            self.mirror
-                .set_writable(range, writable)
+                .set_writable(*run, false)
                 .map_err(|error| host("change the write protection of guest memory", &error))?;
         }
-        Ok(Removed { translations: lost, ..Removed::default() })
+        Ok(Removed {
+            translations: effects.translations,
+            tables: effects.emptied,
+            ..Removed::default()
+        })
     }
 
-    /// Makes a range resident and reachable for good. `beat` is called now and then:
-    /// this may take long.
-    ///
-    /// # Errors
-    ///
-    /// Not wholly mapped, or the host has no memory for it; what was wired so far is
-    /// unwired again.
-    pub fn wire(&mut self, range: GpaRange, mut beat: impl FnMut()) -> Result<(), SpaceError> {
-        const AT_ONCE: u64 = 16 << 20;
-        self.map.must_cover(range)?;
-        let mut next = range.start();
-        while next < range.end() {
-            let bytes = AT_ONCE.min(range.end().0 - next.0);
-            let part = GpaRange::new(next, bytes).expect("part of a range");
-            if let Err(error) = self.wire_part(part) {
-                if part.start() > range.start() {
-                    let done = GpaRange::new(range.start(), part.start().0 - range.start().0);
-                    self.unwire(done.expect("part of a range"))?;
-                }
-                return Err(host("wire guest memory", &error));
-            }
-            next = part.end();
-            beat();
-        }
-        Ok(())
-    }
-
-    fn wire_part(&mut self, part: GpaRange) -> io::Result<()> {
-        self.memory.populate(part)?;
-        for page in part.iter_pages() {
-            let number = self.page_number(page);
-            self.resident.insert(number);
-        }
-        self.install_resident(part)?;
-        self.memory.lock(part)?;
-        let wired = self.tables.masks().wired;
-        self.wired_pages += self.tables.update(part, |leaf| leaf.entry | wired, |_, _, _| {});
-        self.map.change(part, |entry| entry.wired = true).map_err(io::Error::other)
-    }
-
-    /// Undoes [`VmSpace::wire`]. A software bit only: no shootdown (`pmap_unwire`).
-    ///
-    /// # Errors
-    ///
-    /// Some of it is not wired, or the host's refusal.
-    pub fn unwire(&mut self, range: GpaRange) -> Result<(), SpaceError> {
-        self.map.must_cover(range)?;
-        if !self.map.overlapping(range).all(|entry| entry.wired) {
-            return Err(SpaceError::WrongState { range, state: "not wired" });
-        }
-        self.map.change(range, |entry| entry.wired = false)?;
-        let wired = self.tables.masks().wired;
-        self.wired_pages -= self.tables.update(range, |leaf| leaf.entry & !wired, |_, _, _| {});
-        self.memory.unlock(range).map_err(|error| host("unlock guest memory", &error))
-    }
-
-    /// Keeps the pages of `ranges` where they are, and makes them exist.
-    ///
-    /// # Errors
-    ///
-    /// Not wholly mapped, not allowed, or the host has no memory; nothing is held then.
-    pub fn hold(&mut self, ranges: &[GpaRange], access: Protection) -> Result<(), SpaceError> {
-        for &range in ranges {
-            self.map.must_cover(range)?;
-            if let Some(entry) =
-                self.map.overlapping(range).find(|entry| !entry.protection.contains(access))
-            {
-                let at = entry.range.start().max(range.start());
-                return Err(SpaceError::Forbidden { at, wanted: access });
-            }
-        }
-        for &range in ranges {
-            self.memory
-                .populate(range)
-                .map_err(|error| host("make guest memory resident", &error))?;
-            for page in range.iter_pages() {
-                let number = self.page_number(page);
-                self.resident.insert(number);
-            }
-        }
-        self.holds.extend_from_slice(ranges);
-        Ok(())
-    }
-
-    /// Ends one hold of each range; with `install`, what is resident of it enters the
-    /// guest's tables in bulk.
-    ///
-    /// # Errors
-    ///
-    /// A range that is not held, or the host's refusal.
-    pub fn release(&mut self, ranges: &[GpaRange], install: bool) -> Result<(), SpaceError> {
-        for &range in ranges {
-            let hold = self.holds.iter().position(|hold| *hold == range);
-            self.holds
-                .swap_remove(hold.ok_or(SpaceError::WrongState { range, state: "not held" })?);
-            if install {
-                self.install_resident(range).map_err(|error| host("map guest memory", &error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Enters every resident page of `range` that has no leaf yet.
-    fn install_resident(&mut self, range: GpaRange) -> io::Result<()> {
-        let entries: Vec<_> = self.map.overlapping(range).copied().collect();
-        for entry in entries {
-            let part = entry.range.intersection(range).expect("it overlaps");
-            let absent = |page| self.is_resident(page) && self.tables.leaf(page).is_none();
-            for (run, absent) in runs(part, absent) {
-                if absent {
-                    self.install(run, entry.protection, entry.wired)?;
-                }
-            }
-        }
-        Ok(())
+    /// The monitor's pmap has no other walkers: its tables are free at once.
+    fn follow_monitor(&mut self, effects: Effects) {
+        self.monitor.give_back(effects.emptied);
     }
 
     /// Takes back what a finished shootdown carried: frames go to the host, table pages to
-    /// the next walk.
+    /// the next walk, pages that leave to the store.
     ///
     /// # Errors
     ///
     /// The host's refusal.
     pub fn give_back(&mut self, removed: Removed) -> Result<(), SpaceError> {
-        self.tables.give_back(removed.tables);
+        self.guest.give_back(removed.tables);
         for range in removed.frames {
             self.mirror.free(range).map_err(|error| host("free guest memory", &error))?;
             for page in range.iter_pages() {
                 let number = self.page_number(page);
-                self.resident.remove(number);
+                self.content.forget(number);
+            }
+        }
+        for (ticket, pages) in removed.leaving {
+            let freed = self.content.unreachable(ticket, &pages);
+            self.free_pages(&freed)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the frames of these pages, upwards, back to the host.
+    fn free_pages(&mut self, pages: &[u64]) -> Result<(), SpaceError> {
+        for run in pages.chunk_by(|one, next| one + 1 == *next) {
+            // Neighbouring frames need not be neighbouring addresses: memory has a hole.
+            let mut first = run[0];
+            let last = run[run.len() - 1];
+            while first <= last {
+                let start = self.gpa_of(first);
+                let stretch = self.memory.layout().ranges().find(|range| range.contains(start));
+                let end = stretch.expect("a page lies in memory").end();
+                let pages = (last + 1 - first).min((end.0 - start.0) / PAGE_SIZE);
+                let range = GpaRange::new(start, pages * PAGE_SIZE).expect("whole pages");
+                self.mirror.free(range).map_err(|error| host("free guest memory", &error))?;
+                first += pages;
             }
         }
         Ok(())
     }
 
+    /// Where `page` is in guest-physical memory.
+    fn gpa_of(&self, page: u64) -> Gpa {
+        self.memory.gpa_of_frame(page * PAGE_SIZE).expect("a page lies in memory")
+    }
+
     /// The frame that `gpa` translates to now (FreeBSD's `pmap_extract`).
     #[must_use]
     pub fn extract(&self, gpa: Gpa) -> Option<u64> {
-        self.tables.leaf(gpa).map(|leaf| leaf.frame_of(gpa) | gpa.0 & (PAGE_SIZE - 1))
+        let leaf = self.guest.tables().leaf(gpa)?;
+        Some(leaf.frame_of(gpa) | gpa.0 & (PAGE_SIZE - 1))
     }
-}
-
-/// Whether a leaf that goes from `before` to `after` allows less than it did.
-fn loses_rights(masks: &Masks, before: u64, after: u64) -> bool {
-    let loses = before & !after & (masks.writable | masks.executable) != 0;
-    let forbids = !before & after & masks.no_execute != 0;
-    loses || forbids
 }
 
 fn host(what: &'static str, error: &io::Error) -> SpaceError {

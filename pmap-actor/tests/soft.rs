@@ -9,15 +9,14 @@ use actors::contract::space::{
 };
 use actors::contract::vcpu::Break;
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
-use actors::threads::Joined;
-use actors::{Access, Gpa, GpaRange, Gva, PAGE_SIZE, Protection, VcpuId};
+use actors::{Access, ActorName, Gpa, GpaRange, Gva, PAGE_SIZE, Protection, VcpuId};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use pmap_actor::ept::view::Refused;
 use pmap_actor::handle::SpaceHandle;
 use pmap_actor::host::memory::GuestMemory;
 use pmap_actor::record::{Action, FaultRecord};
 use pmap_actor::roster::Roster;
-use pmap_actor::space_actor::{Consumer, ShootdownMode, SpaceConfig, StartError, start};
+use pmap_actor::space_actor::{Consumer, ShootdownMode, SpaceConfig, StartError, Threads, start};
 use shootdown::{Domain, Generation, Left, SeatId};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -34,7 +33,7 @@ struct World {
     told: Receiver<Tidings>,
     records: Receiver<FaultRecord>,
     knocks: Receiver<()>,
-    thread: Joined,
+    threads: Threads,
 }
 
 fn config(consumer: Consumer, mode: ShootdownMode) -> (SpaceConfig, Receiver<()>) {
@@ -55,6 +54,7 @@ fn config(consumer: Consumer, mode: ShootdownMode) -> (SpaceConfig, Receiver<()>
         swap: None,
         resident_limit_bytes: None,
         harvest_every: None,
+        swap_fault: None,
         tell: Arc::new(|_| {}),
     };
     (config, knocks)
@@ -67,16 +67,16 @@ fn world(consumer: Consumer) -> World {
     config.tell = Arc::new(move |news| drop(tell.send(news)));
     config.trace = Some(trace);
     let domain = config.domain.clone();
-    let (space, thread) = start(config).unwrap();
+    let (space, threads) = start(config).unwrap();
     space.map(range(0, PAGES), Protection::all()).unwrap();
-    World { space, domain, told, records, knocks, thread }
+    World { space, domain, told, records, knocks, threads }
 }
 
 impl World {
     fn end(self) -> SpaceTally {
         let tally = self.space.count().unwrap();
         self.space.tell(SpaceRequest::Retire).unwrap();
-        self.thread.join();
+        self.threads.into_iter().for_each(|(_, thread)| thread.join());
         tally
     }
 }
@@ -248,6 +248,6 @@ fn told_when(end: impl FnOnce(&SpaceHandle)) -> Result<(), SpaceError> {
 fn who_waits_is_told_when_the_pmap_ends_panics_or_is_given_up() {
     let gone = Err(SpaceError::Dead("is gone"));
     assert_eq!(told_when(|space| space.tell(SpaceRequest::Retire).unwrap()), gone);
-    assert_eq!(told_when(|space| space.break_(Break::Panic).unwrap()), gone);
+    assert_eq!(told_when(|space| space.break_(ActorName::Pmap, Break::Panic).unwrap()), gone);
     assert_eq!(told_when(|space| space.seal().unwrap()), gone);
 }

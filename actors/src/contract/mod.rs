@@ -2,8 +2,6 @@
 
 pub mod boot;
 pub mod guest;
-pub mod host;
 pub mod page;
 pub mod space;
 pub mod vcpu;
-pub mod verify;

@@ -9,7 +9,10 @@
 
 use tokio::sync::oneshot;
 
-use crate::contract::page::{PmapTally, ReclaimTally, WorkingSetSample};
+use crate::contract::page::{
+    Advice, DirtyConsumer, DirtyEpoch, Harvest, PageState, PagedOut, PmapTally, ReclaimTally,
+    Resized, Settled, Touch, WorkingSetSample,
+};
 use crate::contract::vcpu::Break;
 use crate::{Access, Gpa, GpaRange, Gva, Protection, VcpuId};
 
@@ -55,6 +58,14 @@ pub enum SpaceError {
         /// The operating system's reason.
         why: String,
     },
+    /// Asked for pages to leave, and there is nowhere to go.
+    #[error(
+        "guest-physical {0} cannot be paged out: the machine has neither a swap file nor a limit on memory"
+    )]
+    NoStore(GpaRange),
+    /// A consumer of dirty pages that does not exist, or an epoch that it does not have.
+    #[error("{0}")]
+    NoEpoch(String),
     /// The pmap actor is gone or does not answer.
     #[error("the pmap actor {0}")]
     Dead(&'static str),
@@ -132,6 +143,85 @@ pub enum SpaceRequest {
         at: Gpa,
         /// Answer: the raw entries from the root down; 1 to 4 of them.
         reply: Reply<Vec<u64>>,
+    },
+    /// "Who used these pages since I last asked, and who stored to them?" Read and cleared, all
+    /// with one shootdown.
+    Harvest {
+        /// Where; wholly mapped.
+        range: GpaRange,
+        /// What to read and clear.
+        what: Touch,
+        /// Answer.
+        reply: Reply<Harvest>,
+    },
+    /// "I want to know which pages are stored to." The first epoch has every page that is not
+    /// absent now.
+    BeginDirty {
+        /// Answer.
+        reply: Reply<DirtyConsumer>,
+    },
+    /// "Which were stored to since the epoch before?" What was stored before the answer is in it;
+    /// what is stored after it will be in the next.
+    TakeDirty {
+        /// Who.
+        consumer: DirtyConsumer,
+        /// Answer.
+        reply: Reply<DirtyEpoch>,
+    },
+    /// "This is what became of the epoch that I took."
+    SettleDirty {
+        /// Who.
+        consumer: DirtyConsumer,
+        /// Of the epoch.
+        number: u64,
+        /// What became of it.
+        how: Settled,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "I want to know nothing more."
+    EndDirty {
+        /// Who.
+        consumer: DirtyConsumer,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "Put these pages out of memory." Answered when each of them is out or known to stay.
+    PageOut {
+        /// Where; wholly mapped.
+        range: GpaRange,
+        /// Answer.
+        reply: Reply<PagedOut>,
+    },
+    /// "Make superpages of these blocks where that can be."
+    Promote {
+        /// Where; whole blocks of 2 MiB in it are meant.
+        range: GpaRange,
+        /// Answer.
+        reply: Reply<Resized>,
+    },
+    /// "Make 4 KiB pages of these blocks."
+    Demote {
+        /// Where; blocks that it touches are meant.
+        range: GpaRange,
+        /// Answer.
+        reply: Reply<Resized>,
+    },
+    /// "This is what I think of this memory."
+    Advise {
+        /// Where; wholly mapped.
+        range: GpaRange,
+        /// What.
+        advice: Advice,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "What is the state of this page?"
+    Page {
+        /// Where.
+        at: Gpa,
+        /// Answer.
+        reply: Reply<PageState>,
     },
     /// "Bump the generation and wait for every vcpu, but take nothing away."
     Raise {
@@ -250,6 +340,8 @@ pub struct FaultTally {
     pub zero_filled: u64,
     /// The page was in its object already; only the translation was missing.
     pub mapped_existing: u64,
+    /// The page came back from the compressed tier or from disk.
+    pub paged_in: u64,
     /// Somebody had resolved it already: the vcpu was woken.
     pub already_there: u64,
     /// A write to a page that is writable again.

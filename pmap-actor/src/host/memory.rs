@@ -313,6 +313,21 @@ impl GuestMemory {
         self.file.read_exact_at(into, frame)
     }
 
+    /// Puts `bytes` into a page's frame, and makes it exist. As in [`GuestMemory::copy_frame`], the kernel copies.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's: no memory left; a page past the end.
+    pub fn fill_frame(&self, page: u64, bytes: &[u8; 4096]) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        let past_the_end = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let frame = page.checked_mul(4096).ok_or_else(past_the_end)?;
+        if frame >= self.layout.total() {
+            return Err(past_the_end());
+        }
+        self.file.write_all_at(bytes, frame)
+    }
+
     /// Gives the frames of `range` back to the host: whoever maps them next gets zeroes.
     ///
     /// # Errors
@@ -496,7 +511,17 @@ mod tests {
         assert_eq!(memory.resident_bytes().unwrap(), held);
         for past_the_end in [(2 << 30) / 4096, u64::MAX / 4096, u64::MAX] {
             assert!(memory.copy_frame(past_the_end, &mut copy).is_err());
+            assert!(memory.fill_frame(past_the_end, &copy).is_err());
         }
+    }
+
+    #[test]
+    fn what_a_frame_was_filled_with_is_seen_through_the_view() {
+        let memory = split(2 << 30);
+        let gpa = Gpa((4 << 30) + 0x5000);
+        memory.fill_frame(memory.frame_of(gpa) / 4096, &[7; 4096]).unwrap();
+        assert_eq!(memory.backing().read_obj::<u8>(GuestAddress(gpa.0 + 4095)).unwrap(), 7);
+        assert_eq!(memory.resident_bytes().unwrap(), 4096);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use actors::contract::guest::{GuestFault, Tidings};
-use actors::contract::space::{FaultOrigin, FaultService, SpaceError};
+use actors::contract::space::{FaultOrigin, FaultService, Reply, SpaceError};
 use actors::{Access, Gpa, VcpuId};
 
 use super::SpaceActor;
@@ -17,15 +17,17 @@ use crate::host::userfault::{BATCH, Fault};
 use crate::latency::nanoseconds;
 use crate::mirror::Mirror;
 use crate::record::{Action, FaultRecord};
-use crate::vmspace::Unserved;
+use crate::vmspace::{Outcome, Unserved};
 
 /// A fault, however it came.
 #[derive(Clone, Copy)]
-struct Met {
+pub(super) struct Met {
     vcpu: Option<VcpuId>,
-    gpa: Gpa,
+    pub(super) gpa: Gpa,
     access: Access,
     origin: Option<FaultOrigin>,
+    /// When the pmap saw it first.
+    seen: Instant,
 }
 
 impl<M: Mirror> SpaceActor<M> {
@@ -61,9 +63,23 @@ impl<M: Mirror> SpaceActor<M> {
             gpa: fault.gpa,
             access: fault.access,
             origin: Some(fault.origin),
+            seen: Instant::now(),
         };
-        let served = self.serve(met);
-        answer(reply, served);
+        self.serve_or_park(met, Some(reply));
+    }
+
+    /// Serves a fault and answers whoever asked; or has both wait for the disk or for room.
+    pub(super) fn serve_or_park(&mut self, met: Met, reply: Option<Reply<()>>) {
+        match (self.serve(met), reply) {
+            (None, reply) => self.park_fault(met, reply),
+            (Some(served), Some(reply)) => answer(reply, served),
+            (Some(Ok(())), None) => {}
+            (Some(Err(_)), None) => {
+                if let Err(error) = self.space.refuse(met.gpa) {
+                    self.host_failed("end an access that is not allowed", &error);
+                }
+            }
+        }
     }
 
     fn serve_userfaults(&mut self) -> bool {
@@ -91,19 +107,16 @@ impl<M: Mirror> SpaceActor<M> {
         };
         let is_write = fault.is_write || fault.is_write_protect;
         let access = if is_write { Access::Write } else { Access::Read };
-        if self.serve(Met { vcpu, gpa, access, origin: None }).is_err()
-            && let Err(error) = self.space.refuse(gpa)
-        {
-            self.host_failed("end an access that is not allowed", &error);
-        }
+        let seen = Instant::now();
+        self.serve_or_park(Met { vcpu, gpa, access, origin: None, seen }, None);
     }
 
     /// Serves, counts and records. What cannot be allowed the machine hears of first; whoever
-    /// waits is told afterwards, by the caller.
-    fn serve(&mut self, met: Met) -> Result<(), SpaceError> {
-        let seen = Instant::now();
+    /// waits is told afterwards, by the caller. `None`: it has to wait, and was not counted.
+    fn serve(&mut self, met: Met) -> Option<Result<(), SpaceError>> {
         let (action, pages, result) = match self.space.fault(met.gpa, met.access) {
-            Ok(served) => {
+            Ok(Outcome::Waits) => return None,
+            Ok(Outcome::Served(served)) => {
                 let (action, pages) = Action::of(served);
                 (action, pages, Ok(()))
             }
@@ -111,11 +124,11 @@ impl<M: Mirror> SpaceActor<M> {
         };
         let served = Instant::now();
         self.last_fault = served;
-        let service = served - seen;
+        let service = served - met.seen;
         self.count_fault(action, pages, met.vcpu, service);
         if let Some(trace) = &self.config.trace {
             let record = FaultRecord {
-                time_ns: nanoseconds(seen - self.config.epoch),
+                time_ns: nanoseconds(met.seen - self.config.epoch),
                 vcpu: met.vcpu,
                 gpa: met.gpa,
                 access: met.access,
@@ -128,7 +141,7 @@ impl<M: Mirror> SpaceActor<M> {
             // that is gone has been reported by its own end.
             let _gone = trace.send(record);
         }
-        result
+        Some(result)
     }
 
     fn count_fault(&mut self, action: Action, pages: u64, vcpu: Option<VcpuId>, took: Duration) {
@@ -139,6 +152,7 @@ impl<M: Mirror> SpaceActor<M> {
         *match action {
             Action::ZeroFilled => &mut tally.zero_filled,
             Action::MappedExisting => &mut tally.mapped_existing,
+            Action::PagedIn => &mut tally.paged_in,
             Action::AlreadyThere => &mut tally.already_there,
             Action::WriteUnprotected => &mut tally.write_unprotected,
             Action::Refused => &mut tally.refused,
@@ -167,6 +181,10 @@ impl<M: Mirror> SpaceActor<M> {
             Unserved::Host(error) => {
                 self.host_failed(&format!("serve the fault at {at}"), &error);
                 SpaceError::Host { what: "serve a fault", why: error.to_string() }
+            }
+            Unserved::Lost(error) => {
+                self.guest_cannot_go_on(format!("the page at {at} is lost: {error}"));
+                SpaceError::Host { what: "bring a page back", why: error.to_string() }
             }
         }
     }

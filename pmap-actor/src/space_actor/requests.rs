@@ -3,15 +3,28 @@
 use std::io;
 use std::time::Instant;
 
-use actors::contract::space::{RaiseTimes, ShootdownTally, SpaceRequest, SpaceTally};
+use actors::contract::space::{
+    RaiseTimes, Reply, ShootdownTally, SpaceError, SpaceRequest, SpaceTally,
+};
 use crossbeam_channel::TryRecvError;
 
+use super::paging::Parked;
 use super::shootdowns::{Waiting, answer};
 use super::{SHARED_RAISE, SpaceActor};
 use crate::fault_lane::Asked;
-use crate::latency::quantiles;
+use crate::latency::{nanoseconds, quantiles};
 use crate::mirror::Mirror;
-use crate::vmspace::Removed;
+use crate::vmspace::{Done, Removed};
+
+/// What a request that may take something away came to.
+enum TakenAway {
+    /// This, and somebody waits for its shootdown.
+    This(Removed, Waiting),
+    /// It was refused, and whoever asked has been told.
+    Nothing,
+    /// It does not ask for such a thing.
+    Other(SpaceRequest),
+}
 
 impl<M: Mirror> SpaceActor<M> {
     fn next_request(&mut self) -> Option<SpaceRequest> {
@@ -28,12 +41,14 @@ impl<M: Mirror> SpaceActor<M> {
 
     pub(super) fn serve_request(&mut self) -> bool {
         let Some(request) = self.next_request() else { return false };
+        self.serve_this(request);
+        true
+    }
+
+    /// Serves one request: first, whatever takes something away, with those like it that wait behind it.
+    pub(super) fn serve_this(&mut self, request: SpaceRequest) {
+        let Some(request) = self.serve_removals(request) else { return };
         match request {
-            SpaceRequest::Unmap { .. }
-            | SpaceRequest::Forget { .. }
-            | SpaceRequest::Protect { .. } => {
-                self.serve_removals(request);
-            }
             SpaceRequest::Raise { reply } => {
                 self.raise(Removed::default(), vec![Waiting::Raised(reply)]);
             }
@@ -42,17 +57,32 @@ impl<M: Mirror> SpaceActor<M> {
             }
             SpaceRequest::Wire { range, reply } => {
                 let pulse = &self.pulse;
-                answer(reply, self.space.wire(range, || pulse.beat()));
+                let wired = self.space.wire(range, || pulse.beat());
+                self.answer_or_park(wired, reply, |reply| SpaceRequest::Wire { range, reply });
             }
             SpaceRequest::Unwire { range, reply } => answer(reply, self.space.unwire(range)),
             SpaceRequest::Hold { ranges, access, reply } => {
-                answer(reply, self.space.hold(&ranges, access));
+                let held = self.space.hold(&ranges, access);
+                self.answer_or_park(held, reply, |reply| SpaceRequest::Hold {
+                    ranges,
+                    access,
+                    reply,
+                });
             }
             SpaceRequest::Release { ranges, install } => {
                 if let Err(error) = self.space.release(&ranges, install) {
                     self.host_failed("end a hold", &io::Error::other(error));
                 }
             }
+            SpaceRequest::BeginDirty { reply } => answer(reply, Ok(self.space.begin_dirty())),
+            SpaceRequest::SettleDirty { consumer, number, how, reply } => {
+                answer(reply, self.space.settle_dirty(consumer, number, how));
+            }
+            SpaceRequest::EndDirty { consumer, reply } => {
+                answer(reply, self.space.end_dirty(consumer));
+            }
+            SpaceRequest::Promote { range, reply } => answer(reply, self.space.promote(range)),
+            SpaceRequest::Page { at, reply } => answer(reply, self.space.page(at)),
             SpaceRequest::Mapping { at, reply } => {
                 answer(reply, Ok(self.space.tables().chain(at)));
             }
@@ -62,51 +92,131 @@ impl<M: Mirror> SpaceActor<M> {
             SpaceRequest::SetFaultService(when) => self.fault_service = when,
             SpaceRequest::Break(how) => how.happen(),
             SpaceRequest::Retire => self.retired = true,
+            SpaceRequest::Unmap { .. }
+            | SpaceRequest::Forget { .. }
+            | SpaceRequest::Protect { .. }
+            | SpaceRequest::Harvest { .. }
+            | SpaceRequest::TakeDirty { .. }
+            | SpaceRequest::PageOut { .. }
+            | SpaceRequest::Demote { .. }
+            | SpaceRequest::Advise { .. } => unreachable!("it takes something away"),
         }
-        true
     }
 
-    /// Does this removal and those that wait behind it, and raises once for all of them.
-    fn serve_removals(&mut self, first: SpaceRequest) {
+    /// Answers; or keeps the request until something has arrived or left.
+    fn answer_or_park(
+        &mut self,
+        done: Result<Done, SpaceError>,
+        reply: Reply<()>,
+        again: impl FnOnce(Reply<()>) -> SpaceRequest,
+    ) {
+        match done {
+            Ok(Done::Waits) => self.park(Parked::Request(again(reply))),
+            Ok(Done::Now) => answer(reply, Ok(())),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    /// Does this removal and those that wait behind it, and raises once for all of them. Gives back what is none.
+    fn serve_removals(&mut self, first: SpaceRequest) -> Option<SpaceRequest> {
+        let began = Instant::now();
         let mut all = Removed::default();
         let mut waiting = Vec::new();
-        let mut next = Some(first);
-        let began = Instant::now();
-        while let Some(request) = next.take() {
-            let (removed, asker) = match request {
-                SpaceRequest::Unmap { range, reply } => {
-                    (self.space.unmap(range), Waiting::Done(reply))
-                }
-                SpaceRequest::Protect { range, protection, reply } => {
-                    (self.space.protect(range, protection), Waiting::Done(reply))
-                }
-                SpaceRequest::Forget { range, reply } => {
-                    (self.space.forget(range), Waiting::Done(reply))
-                }
-                other => {
-                    self.set_aside = Some(other);
+        match self.take_away(first) {
+            TakenAway::Other(request) => return Some(request),
+            TakenAway::Nothing => {}
+            TakenAway::This(removed, asker) => {
+                all.join(removed);
+                waiting.push(asker);
+            }
+        }
+        while waiting.len() < SHARED_RAISE
+            && let Ok(next) = self.mailbox.try_recv()
+        {
+            match self.take_away(next) {
+                TakenAway::Other(request) => {
+                    self.set_aside = Some(request);
                     break;
                 }
-            };
-            match removed {
-                Ok(removed) => {
+                TakenAway::Nothing => {}
+                TakenAway::This(removed, asker) => {
                     all.join(removed);
                     waiting.push(asker);
                 }
-                Err(error) => asker.refuse(error),
-            }
-            if waiting.len() < SHARED_RAISE {
-                next = self.mailbox.try_recv().ok();
             }
         }
-        if all.is_harmless() {
-            // Nobody can have cached what was never there.
-            let given = self.space.give_back(all);
-            let times = RaiseTimes { completion_ns: 0, knocked: 0 };
-            waiting.into_iter().for_each(|asker| asker.answer(&given, times));
-        } else {
+        self.carry(all, waiting, began);
+        None
+    }
+
+    /// Raises for what was removed; or gives it back at once, because nobody can have cached what was never there.
+    pub(super) fn carry(&mut self, removed: Removed, waiting: Vec<Waiting>, began: Instant) {
+        if !removed.is_harmless() {
             self.counted.shootdowns.kernel_half_took(began.elapsed());
-            self.raise(all, waiting);
+            return self.raise(removed, waiting);
+        }
+        let given = self.space.give_back(removed);
+        let times = RaiseTimes { completion_ns: 0, knocked: 0 };
+        for asker in waiting {
+            self.answer_waiting(asker, &given, times);
+        }
+        self.try_parked_again();
+    }
+
+    fn take_away(&mut self, request: SpaceRequest) -> TakenAway {
+        /// What was removed, or the refusal told.
+        fn this<T>(removed: Result<(Removed, Waiting), (SpaceError, Reply<T>)>) -> TakenAway {
+            match removed {
+                Ok((removed, waiting)) => TakenAway::This(removed, waiting),
+                Err((error, reply)) => {
+                    answer(reply, Err(error));
+                    TakenAway::Nothing
+                }
+            }
+        }
+        fn done(removed: Result<Removed, SpaceError>, reply: Reply<()>) -> TakenAway {
+            this(match removed {
+                Ok(removed) => Ok((removed, Waiting::Done(reply))),
+                Err(error) => Err((error, reply)),
+            })
+        }
+        let began = Instant::now();
+        match request {
+            SpaceRequest::Unmap { range, reply } => done(self.space.unmap(range), reply),
+            SpaceRequest::Forget { range, reply } => done(self.space.forget(range), reply),
+            SpaceRequest::Protect { range, protection, reply } => {
+                done(self.space.protect(range, protection), reply)
+            }
+            SpaceRequest::Advise { range, advice, reply } => {
+                done(self.space.advise(range, advice), reply)
+            }
+            SpaceRequest::Harvest { range, what, reply } => {
+                this(match self.space.harvest(range, what) {
+                    Ok((removed, mut found)) => {
+                        found.scan_ns = nanoseconds(began.elapsed());
+                        Ok((removed, Waiting::Harvested(found, reply)))
+                    }
+                    Err(error) => Err((error, reply)),
+                })
+            }
+            SpaceRequest::TakeDirty { consumer, reply } => {
+                this(match self.space.close_dirty(consumer) {
+                    Ok((removed, mut found)) => {
+                        found.scan_ns = nanoseconds(began.elapsed());
+                        Ok((removed, Waiting::Dirty(consumer, found, reply)))
+                    }
+                    Err(error) => Err((error, reply)),
+                })
+            }
+            SpaceRequest::Demote { range, reply } => this(match self.space.demote(range) {
+                Ok((removed, resized)) => Ok((removed, Waiting::Resized(resized, reply))),
+                Err(error) => Err((error, reply)),
+            }),
+            SpaceRequest::PageOut { range, reply } => this(match self.space.page_out(range) {
+                Ok((removed, ticket)) => Ok((removed, Waiting::PagedOut(ticket, reply))),
+                Err(error) => Err((error, reply)),
+            }),
+            other => TakenAway::Other(other),
         }
     }
 
@@ -131,7 +241,9 @@ impl<M: Mirror> SpaceActor<M> {
                 latency: quantiles(self.counted.shootdowns.latency()),
                 kernel_half: quantiles(self.counted.shootdowns.kernel_half()),
             },
-            ..SpaceTally::default()
+            pmap: self.space.pmap_tally(),
+            reclaim: self.space.reclaim_tally(),
+            working_set: self.paging.samples.iter().copied().collect(),
         }
     }
 }

@@ -3,11 +3,13 @@
 use std::time::Instant;
 
 use actors::contract::guest::Tidings;
+use actors::contract::page::{DirtyConsumer, DirtyEpoch, Harvest, PagedOut, Resized};
 use actors::contract::space::{RaiseTimes, Reply, SpaceError};
 use actors::{ActorName, VcpuId};
 use shootdown::{Domain, Generation, Overdue, Ticket};
 
 use super::{OVERDUE, SpaceActor};
+use crate::content::OutTicket;
 use crate::latency::nanoseconds;
 use crate::mirror::Mirror;
 use crate::vmspace::Removed;
@@ -16,6 +18,13 @@ use crate::vmspace::Removed;
 pub(super) enum Waiting {
     Done(Reply<()>),
     Raised(Reply<RaiseTimes>),
+    Harvested(Harvest, Reply<Harvest>),
+    Dirty(DirtyConsumer, Harvest, Reply<DirtyEpoch>),
+    Resized(Resized, Reply<Resized>),
+    /// For a look at the working set: the harvest, and when it began.
+    Sample(Harvest, Instant),
+    /// For pages that leave: whoever waits for them waits longer.
+    PagedOut(OutTicket, Reply<PagedOut>),
 }
 
 /// A shootdown that is not over.
@@ -83,9 +92,45 @@ impl<M: Mirror> SpaceActor<M> {
         let times =
             RaiseTimes { completion_ns: nanoseconds(completion), knocked: shootdown.knocked };
         for waiting in shootdown.waiting {
-            waiting.answer(&given, times);
+            self.answer_waiting(waiting, &given, times);
         }
+        self.try_parked_again();
         true
+    }
+
+    pub(super) fn answer_waiting(
+        &mut self,
+        waiting: Waiting,
+        given: &Result<(), SpaceError>,
+        times: RaiseTimes,
+    ) {
+        let ended = |mut harvest: Harvest| {
+            harvest.knocked = times.knocked;
+            harvest.took_ns = harvest.scan_ns + times.completion_ns;
+            harvest
+        };
+        match waiting {
+            Waiting::Done(reply) => answer(reply, given.clone()),
+            Waiting::Raised(reply) => answer(reply, given.clone().map(|()| times)),
+            Waiting::Resized(resized, reply) => answer(reply, given.clone().map(|()| resized)),
+            Waiting::Harvested(harvest, reply) => {
+                answer(reply, given.clone().map(|()| ended(harvest)));
+            }
+            Waiting::Dirty(consumer, harvest, reply) => {
+                let taken = given.clone().and_then(|()| self.space.take_dirty(consumer));
+                let epoch = taken.map(|(number, pages)| DirtyEpoch {
+                    number,
+                    pages,
+                    harvest: ended(harvest),
+                });
+                answer(reply, epoch);
+            }
+            Waiting::Sample(harvest, began) => self.keep_sample(&harvest, began),
+            Waiting::PagedOut(ticket, reply) => match given {
+                Ok(()) => self.await_out(ticket, reply),
+                Err(error) => answer(reply, Err(error.clone())),
+            },
+        }
     }
 
     fn look_for_overdue(&self, shootdown: &mut OnItsWay) {
@@ -99,22 +144,6 @@ impl<M: Mirror> SpaceActor<M> {
             let vcpu = VcpuId(u16::try_from(first).expect("seats are vcpus"));
             let what = overdue.to_string();
             (self.config.tell)(Tidings::HostFailed { actor: ActorName::Vcpu(vcpu), what });
-        }
-    }
-}
-
-impl Waiting {
-    pub(super) fn answer(self, given: &Result<(), SpaceError>, times: RaiseTimes) {
-        match self {
-            Self::Done(reply) => answer(reply, given.clone()),
-            Self::Raised(reply) => answer(reply, given.clone().map(|()| times)),
-        }
-    }
-
-    pub(super) fn refuse(self, error: SpaceError) {
-        match self {
-            Self::Done(reply) => answer(reply, Err(error)),
-            Self::Raised(reply) => answer(reply, Err(error)),
         }
     }
 }

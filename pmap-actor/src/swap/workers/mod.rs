@@ -116,10 +116,8 @@ pub enum Answer {
     },
     /// To [`Fetch`]: once for each of its pages.
     Fetched {
-        /// Page number.
-        page: u64,
-        /// Where it was read.
-        slot: Slot,
+        /// As it was ordered: an answer to an earlier reading of the same page may differ.
+        read: FetchPage,
         /// Whether nobody waits for it.
         is_readahead: bool,
         /// The page, compared with its checksum.

@@ -51,8 +51,7 @@ impl Pagein {
                 }
             };
             worker.answer(Answer::Fetched {
-                page: page.page,
-                slot: page.slot,
+                read: *page,
                 is_readahead: *page != wanted,
                 result: read.and_then(|()| compared(&room[place], page)),
             });

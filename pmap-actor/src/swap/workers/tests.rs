@@ -74,8 +74,8 @@ impl Bench {
         let count = ahead.len() + 1;
         self.workers.try_fetch(Fetch { wanted, readahead: ahead }).unwrap();
         let came = |_| match self.answer() {
-            Answer::Fetched { page, is_readahead, result, .. } => {
-                (page, !is_readahead, result.map(|page| *page))
+            Answer::Fetched { read, is_readahead, result } => {
+                (read.page, !is_readahead, result.map(|page| *page))
             }
             other => panic!("expected Fetched, not {other:?}"),
         };

@@ -1,0 +1,202 @@
+//! When 512 pages become one leaf, and when they had better not.
+//!
+//! Promotion costs a look at 512 entries, and on KVM a copy of 2 MiB; what it saves are walks and, on KVM, nested faults. It is of no
+//! use where the next harvest takes it apart again. So a block is not promoted
+//!
+//! * when somebody takes dirty epochs: writable superpages are demoted by each taking, because one modified bit
+//!   cannot speak for 512 pages;
+//! * with emulated bits, when pages are aged (a limit on memory, or harvests at intervals): hardware's right to read *is* the
+//!   accessed bit, and a writable superpage cannot lose it. (With hardware's own bits it is cleared in place.)
+//! * on KVM, when it is read-only: write-protecting or ageing any part of a huge host mapping splits it, so
+//!   only blocks that are writable and dirty as a whole stay.
+
+use actors::contract::page::Resized;
+use actors::contract::space::SpaceError;
+use actors::{Access, Gpa, GpaRange, Protection};
+
+use super::{Removed, Served, Told, Unserved, VmSpace};
+use crate::ept::attribute::Attribute;
+use crate::ept::tables::{BLOCK, Block};
+use crate::map::MapEntry;
+use crate::mirror::{MappedHuge, Mirror, Promoted};
+use crate::object::Page;
+use crate::pmap::{Unaccessed, Wanted};
+
+/// When to make superpages. (The pmap's flags say whether there can be any.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Superpages {
+    /// A whole block comes with its first touched page, where nothing of it is there yet.
+    pub at_once: bool,
+    /// Blocks that are not writable and dirty as a whole are of no use.
+    pub writable_only: bool,
+}
+
+/// Promotions that did not happen for reasons that the pmap does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// The next harvest would take it apart.
+    pub(super) would_not_last: u64,
+    /// The host did not make its mapping huge.
+    pub(super) host_refused: u64,
+    /// Read-only, where that is of no use.
+    pub(super) read_only: u64,
+}
+
+/// The block of `at`.
+pub(super) fn block_of(at: Gpa) -> GpaRange {
+    GpaRange::new(Gpa(at.0 / BLOCK * BLOCK), BLOCK).expect("memory ends before 64 bits")
+}
+
+/// Where the block after that of `at` begins.
+pub(super) fn block_after(at: Gpa) -> Gpa {
+    block_of(at).end()
+}
+
+impl<M: Mirror> VmSpace<M> {
+    /// Whether a superpage that may be written would be taken apart before it was of use.
+    fn would_not_last(&self) -> bool {
+        let aged = self.is_harvested || self.content.is_limited();
+        self.content.epochs.is_watched() || (aged && self.guest.masks().emulated)
+    }
+
+    /// Looks whether the block of `at` is full now, and promotes it if that is of use.
+    pub(super) fn consider_promotion(&mut self, at: Gpa) {
+        if !self.guest.may_promote(at) {
+            return;
+        }
+        if self.would_not_last() {
+            self.blocks.would_not_last += 1;
+            return;
+        }
+        // The host's refusal is counted; nothing is worse than before.
+        let _promoted = self.promote_block(at);
+    }
+
+    /// `false`: it is not one, and why is counted.
+    fn promote_block(&mut self, at: Gpa) -> bool {
+        let block = block_of(at);
+        if self.guest.can_promote(at, Unaccessed::Mark).is_err() {
+            // Counts the cause.
+            return self.guest.promote(at, Unaccessed::Mark).is_ok();
+        }
+        let first = self.guest.rights(block.start());
+        if self.settings.superpages.writable_only && !first.contains(Protection::WRITE) {
+            self.blocks.read_only += 1;
+            return false;
+        }
+        match self.mirror.promote(block) {
+            Ok(Promoted::Huge) => self.guest.promote(at, Unaccessed::Mark).is_ok(),
+            Ok(Promoted::Refused(_)) => {
+                self.blocks.host_refused += 1;
+                false
+            }
+            Err(error) => {
+                self.blocks.host_refused += 1;
+                tracing::warn!(%block, %error, "the host could not make a huge mapping");
+                false
+            }
+        }
+    }
+
+    /// Gives the guest the whole block of `gpa` at once, if nothing of it is there yet and that is wanted.
+    pub(super) fn enter_whole_block(
+        &mut self,
+        gpa: Gpa,
+        access: Access,
+        entry: &MapEntry,
+    ) -> Result<Option<Served>, Unserved> {
+        let block = block_of(gpa);
+        let pages = block.pages();
+        let is_wanted = self.settings.superpages.at_once
+            && entry.range.covers(block)
+            && entry.protection.contains(Protection::WRITE)
+            && self.guest.tables().block(gpa) == Block::Empty
+            && !self.content.is_limited()
+            && !self.would_not_last()
+            && block
+                .iter_pages()
+                .all(|page| self.content.get(self.page_number(page)) == Page::Absent);
+        if !is_wanted {
+            return Ok(None);
+        }
+        let frame = self.memory.frame_of(block.start());
+        let wanted = Wanted {
+            protection: entry.protection,
+            attribute: Attribute::MEMORY,
+            touched: Some(access),
+            dirty: true,
+            wired: entry.wired,
+        };
+        match self.mirror.map_huge(block)? {
+            MappedHuge::Refused(_) => {
+                self.blocks.host_refused += 1;
+                return Ok(None);
+            }
+            MappedHuge::Small(_) => {
+                self.blocks.host_refused += 1;
+                for page in block.iter_pages() {
+                    let number = self.page_number(page);
+                    self.content.appear(number);
+                    self.enter(page, entry, access)?;
+                }
+            }
+            MappedHuge::Huge => {
+                for page in block.iter_pages() {
+                    let number = self.page_number(page);
+                    self.content.appear(number);
+                }
+                if self.guest.enter_superpage(block.start(), frame, wanted).is_err() {
+                    for page in block.iter_pages() {
+                        self.enter(page, entry, access)?;
+                    }
+                }
+            }
+        }
+        Ok(Some(Served::ZeroFilled(pages)))
+    }
+
+    /// Promotes the whole blocks of `range` that can be.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped.
+    pub fn promote(&mut self, range: GpaRange) -> Result<Resized, SpaceError> {
+        self.map.must_cover(range)?;
+        let mut resized = Resized::default();
+        let mut at = block_of(range.start());
+        while at.start() < range.end() {
+            if range.covers(at)
+                && !matches!(self.guest.tables().block(at.start()), Block::Superpage(_))
+            {
+                if self.promote_block(at.start()) {
+                    resized.changed_blocks += 1;
+                } else {
+                    resized.refused_blocks += 1;
+                }
+            }
+            at = block_of(at.end());
+        }
+        Ok(resized)
+    }
+
+    /// Demotes every superpage that `range` touches.
+    ///
+    /// # Errors
+    ///
+    /// Not wholly mapped, or the host's refusal.
+    pub fn demote(&mut self, range: GpaRange) -> Result<(Removed, Resized), SpaceError> {
+        self.map.must_cover(range)?;
+        let mut resized = Resized::default();
+        let mut removed = Removed::default();
+        let mut at = range.start();
+        while at < range.end() {
+            let mut told = Told { content: &mut self.content, memory: Some(&self.memory) };
+            let effects = self.guest.demote(at, &mut told);
+            resized.changed_blocks += effects.demoted.len() as u64;
+            resized.refused_blocks += effects.destroyed.len() as u64;
+            removed.join(self.follow(effects)?);
+            at = block_after(at);
+        }
+        Ok((removed, resized))
+    }
+}
