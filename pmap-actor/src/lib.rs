@@ -31,4 +31,5 @@ pub mod roster;
 mod runs;
 pub mod space_actor;
 pub mod swap;
+pub mod verify;
 pub mod vmspace;

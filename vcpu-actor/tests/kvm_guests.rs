@@ -4,6 +4,7 @@ mod support;
 
 use actors::contract::boot::{EntryMode, EntryState};
 use actors::contract::guest::{GuestEnd, GuestFault, Tidings};
+use actors::contract::host::KvmPages;
 use actors::{Gpa, Gva, VcpuId};
 use support::{CODE, bare, deadline, kvm};
 use vcpu_actor::engine::kvm::{Halts, KvmError, KvmVm};
@@ -332,6 +333,19 @@ fn what_the_kernel_refuses_is_named() {
     assert!(twice.to_string().starts_with("KVM refused to create vcpu 0: "));
     let nowhere = machine.vm.irq_line(24).err().unwrap();
     assert!(nowhere.to_string().contains("connect interrupt 24"));
+    machine.retire();
+}
+
+#[test]
+fn kvm_counts_what_it_maps_and_maps_nothing_of_a_guest_that_never_ran() {
+    let Some(kvm) = kvm() else { return };
+    let machine = bare(&kvm, 1, MEMORY, KickKind::default());
+    let Some(stats) = machine.vm.stats() else {
+        eprintln!("not tested here: this KVM counts nothing (Linux 5.14 does)");
+        return machine.retire();
+    };
+    let nothing = KvmPages { pages_4k: 0, pages_2m: 0, pages_1g: 0 };
+    assert_eq!(stats.pages().unwrap(), nothing);
     machine.retire();
 }
 

@@ -2,6 +2,8 @@
 
 pub mod boot;
 pub mod guest;
+pub mod host;
 pub mod page;
 pub mod space;
 pub mod vcpu;
+pub mod verify;

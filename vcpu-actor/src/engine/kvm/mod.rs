@@ -10,10 +10,12 @@ mod exit;
 mod regs;
 mod routing;
 mod run_area;
+mod stats;
 pub mod system;
 pub mod vcpu;
 pub mod vm;
 
+pub use stats::KvmStats;
 pub use system::{KvmError, KvmFlavor, KvmSystem, Vendor};
 pub use vcpu::KvmVcpu;
 pub use vm::{Halts, KvmVm};

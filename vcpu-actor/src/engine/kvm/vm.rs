@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::cpuid::{self, Place};
 use super::routing::{self, IOAPIC_PINS};
+use super::stats::KvmStats;
 use super::system::{KvmError, KvmSystem, refused};
 use super::vcpu::KvmVcpu;
 
@@ -145,6 +146,13 @@ impl KvmVm {
             EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(refused(what()))?;
         self.vm.register_irqfd(&event, gsi).map_err(refused(what()))?;
         Ok(Arc::new(KvmIrqLine { event }))
+    }
+
+    /// KVM's own counters of this machine, to be read at any time; `None` where it has none. They keep
+    /// the machine alive in the kernel, as a vcpu does.
+    #[must_use]
+    pub fn stats(&self) -> Option<KvmStats> {
+        KvmStats::open(&self.vm)
     }
 
     /// Processor `id`. The first one is runnable; the others wait, asleep in the kernel, for
