@@ -7,6 +7,12 @@ use super::*;
 use crate::ept::attribute::Attribute;
 use crate::ept::tables::BLOCK;
 
+mod model;
+mod script;
+mod states;
+mod step;
+mod threads;
+
 const RWX: Protection = Protection::all();
 const RW: Protection = Protection::READ.union(Protection::WRITE);
 const RX: Protection = Protection::READ.union(Protection::EXECUTE);
