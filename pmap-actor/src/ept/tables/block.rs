@@ -126,6 +126,14 @@ impl Tables {
         self.saved.contains_key(&(gpa.0 / BLOCK))
     }
 
+    /// The entries of the table that was saved for the block of `gpa`.
+    #[cfg(test)]
+    pub(crate) fn saved_entries(&self, gpa: Gpa) -> Option<Vec<u64>> {
+        let table = self.saved.get(&(gpa.0 / BLOCK))?;
+        let places = self.arena.entries(table).iter();
+        Some(places.map(|place| place.load(Ordering::Relaxed)).collect())
+    }
+
     /// Lets 512 leaves say what the superpage of `gpa` says: `page` makes each from the 2 MiB entry and its index. False, and nothing
     /// is changed, when there is no table page for them.
     ///

@@ -1,7 +1,9 @@
 //! The writer's structure: what is entered, removed, given back.
 
+use std::cell::Cell;
+
 use actors::layout::LOWMEM_LIMIT;
-use actors::{GpaRange, PAGE_SIZE, Protection};
+use actors::{Access, GpaRange, PAGE_SIZE, Protection};
 
 use super::*;
 
@@ -89,4 +91,125 @@ fn an_update_touches_valid_leaves_only_and_counts_changes() {
     assert_eq!(clear(&mut tables), 0);
     assert_eq!(seen, [writable, writable]);
     assert_eq!(tables.leaf(Gpa(0x20_0000)).unwrap().entry & writable, 0);
+}
+
+/// Tables with hardware bits and a full block 0 of writable pages, accessed but clean.
+fn full_block() -> Tables {
+    let layout = MemoryLayout::split(64 << 20, LOWMEM_LIMIT, 48).unwrap();
+    let mut tables = Tables::new(PmapType::PtEpt, PmapFlags::SUPERPAGES, layout);
+    for gpa in range(0, 512).iter_pages() {
+        let leaf = tables.masks().leaf(gpa.0, Protection::all()) | tables.masks().accessed;
+        tables.enter(gpa, leaf);
+    }
+    tables
+}
+
+/// Does something once.
+fn once(done: &Cell<bool>, what: impl FnOnce()) {
+    if !done.replace(true) {
+        what();
+    }
+}
+
+#[test]
+fn a_store_that_comes_while_a_block_is_made_read_only_wins_and_the_others_get_their_right_back() {
+    let mut tables = full_block();
+    let (masks, view) = (*tables.masks(), tables.view());
+    let before: Vec<u64> = tables.entries(Gpa(0)).unwrap().collect();
+    let (stored, page) = (Cell::new(false), Gpa(300 * PAGE_SIZE));
+    let take_right = |entry: u64| {
+        if entry & FRAME_MASK == page.0 {
+            once(&stored, || assert!(view.translate(page, Access::Write).unwrap().writable));
+        }
+        (entry & masks.modified == 0).then_some(entry & !masks.writable)
+    };
+    assert!(!tables.exchange(Gpa(0), take_right));
+    let changed: Vec<u64> = tables.entries(Gpa(0)).unwrap().collect();
+    let news: Vec<_> = (0..512).filter(|index| changed[*index] != before[*index]).collect();
+    assert_eq!(news, [300]);
+    assert_eq!(changed[300], before[300] | masks.modified);
+}
+
+#[test]
+fn a_store_that_comes_after_the_right_was_taken_is_refused() {
+    let mut tables = full_block();
+    let (masks, view) = (*tables.masks(), tables.view());
+    let (tried, page) = (Cell::new(false), Gpa(299 * PAGE_SIZE));
+    let take_right = |entry: u64| {
+        if entry & FRAME_MASK == page.0 + PAGE_SIZE {
+            once(&tried, || assert!(view.translate(page, Access::Write).is_err()));
+        }
+        (entry & masks.modified == 0).then_some(entry & !masks.writable)
+    };
+    assert!(tables.exchange(Gpa(0), take_right));
+    assert!(tried.get());
+}
+
+#[test]
+fn a_use_of_a_superpage_that_comes_while_it_is_demoted_is_in_its_pages() {
+    let mut tables = full_block();
+    let (masks, view) = (*tables.masks(), tables.view());
+    let first = tables.leaf(Gpa(0)).unwrap().entry & !masks.writable;
+    assert!(tables.exchange(Gpa(0), |entry| Some(entry & !masks.writable)));
+    tables.promote(Gpa(0), masks.to_superpage(first & !masks.accessed));
+    let used = Cell::new(false);
+    let page = |superpage, index| {
+        if index == 511 {
+            once(&used, || {
+                let found = view.translate(Gpa(0x5000), Access::Read).unwrap();
+                assert_eq!(found.bytes, BLOCK);
+            });
+        }
+        masks.to_page(superpage, index)
+    };
+    assert!(tables.demote(Gpa(0), page));
+    assert!(used.get());
+    assert!(tables.entries(Gpa(0)).unwrap().all(|entry| entry & masks.accessed != 0));
+}
+
+#[test]
+fn a_superpage_is_one_leaf_for_everybody_and_its_saved_table_comes_back_empty() {
+    let mut tables = full_block();
+    let view = tables.view();
+    let masks = *tables.masks();
+    let superpage = masks.to_superpage(tables.leaf(Gpa(0)).unwrap().entry | masks.modified);
+    tables.promote(Gpa(0), superpage);
+    let leaf = tables.leaf(Gpa(0x12_3000)).unwrap();
+    assert_eq!((leaf.entry, leaf.size), (superpage, PageSize::Size2MiB));
+    assert_eq!(leaf.frame_of(Gpa(0x12_3456)), 0x12_3000);
+    assert_eq!(view.leaf(Gpa(0x12_3000)), Some(leaf));
+    assert_eq!((tables.leaves(), tables.mapped_pages()), (1, 512));
+    assert_eq!((tables.table_pages(), tables.saved_tables()), (4, 1));
+    assert!(!tables.enter_superpage(Gpa(0), superpage), "the block is taken");
+    let (mut emptied, mut seen) = (Vec::new(), Vec::new());
+    tables.remove(range(0, 1024), &mut emptied, |gpa, leaf| seen.push((gpa, leaf)));
+    assert_eq!(seen, [(Gpa(0), leaf)]);
+    assert_eq!(emptied.len(), 3);
+    tables.give_back(emptied);
+    fill(&mut tables, range(511 * PAGE_SIZE, 1));
+    assert_eq!(tables.leaf(Gpa(0)), None, "a table page that was saved comes back empty");
+}
+
+#[test]
+#[should_panic(expected = "part of a superpage")]
+fn a_part_of_a_superpage_cannot_be_removed() {
+    let mut tables = full_block();
+    let superpage = tables.masks().to_superpage(tables.leaf(Gpa(0)).unwrap().entry);
+    tables.promote(Gpa(0), superpage);
+    tables.remove(range(0, 511), &mut Vec::new(), |_, _| {});
+}
+
+#[test]
+fn looking_for_what_is_there_skips_what_is_empty() {
+    let mut tables = tables();
+    let far = range((1 << 39) + (5 << 21), 1);
+    fill(&mut tables, range(0x7000, 1));
+    fill(&mut tables, far);
+    let end = Gpa(1 << 40);
+    let part = |from: u64, pages| Some(range(from, pages));
+    assert_eq!(tables.next_block(Gpa(0), end), part(0, 512));
+    assert_eq!(tables.next_block(Gpa(0x6000), Gpa(0x8000)), part(0x6000, 2));
+    assert_eq!(tables.next_block(Gpa(0x20_0000), end), part((1 << 39) + (5 << 21), 512));
+    assert_eq!(tables.next_block(Gpa((1 << 39) + (6 << 21)), end), None);
+    assert_eq!(tables.next_block(Gpa(u64::MAX - 0xfff), Gpa(u64::MAX)), None);
 }

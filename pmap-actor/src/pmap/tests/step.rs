@@ -158,6 +158,15 @@ impl Op {
         };
         assert_eq!(account, dumb.account, "{self:?}");
         assert_eq!(account.modified.len(), heard.modified.len(), "{self:?}: reported twice");
+        // A late walker of a promoted block's table has nothing to set there.
+        if let (Self::Promote(at, _), [_]) = (self, effects.promoted.as_slice()) {
+            let masks = pmap.masks();
+            for entry in pmap.tables().saved_entries(page(*at)).expect("it was promoted") {
+                assert_ne!(entry & masks.accessed, 0, "{self:?} saved {entry:#x}");
+                let finished = masks.is_modified(entry) || entry & masks.writable == 0;
+                assert!(finished, "{self:?} saved {entry:#x}");
+            }
+        }
         assert_eq!(pmap.wired_pages(), dumb.wired(), "{self:?}");
         assert_eq!(pmap.resident_pages(), dumb.resident(), "{self:?}");
     }

@@ -12,10 +12,10 @@ use super::super::{Pmap, PmapFlags, PmapType, Unaccessed, Wanted, What};
 use super::{Heard, PAGES, RWX, block, page, pmap};
 use crate::ept::tables::{BLOCK, TableFrame};
 
-const WALKERS: u64 = 2;
-const ROUNDS: u64 = 60;
-/// Phases of a round.
-const PHASES: u64 = 3;
+const WALKERS: usize = 2;
+const ROUNDS: u64 = 160;
+/// Phases of a round, at most.
+const PHASES: u64 = 12;
 /// Block 1 is used; block 0 keeps the upper tables where they are.
 const AT: u64 = 1;
 
@@ -39,6 +39,9 @@ impl Log {
 struct Shared {
     phase: AtomicU64,
     over: AtomicBool,
+    /// Odd: walkers only load. Each says which one it has seen.
+    turn: AtomicU64,
+    seen: [AtomicU64; WALKERS],
     stored: Log,
     loaded: Log,
     /// Accesses that succeeded, of all walkers.
@@ -54,13 +57,20 @@ impl Drop for Over<'_> {
     }
 }
 
-fn walk(view: &crate::ept::view::View, shared: &Shared, seed: u64) {
+fn walk(view: &crate::ept::view::View, shared: &Shared, seen: &AtomicU64, seed: u64) {
     let mut random = seed;
     while !shared.over.load(Ordering::Relaxed) {
         random =
             random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let number = random >> 33 & (PAGES - 1);
-        let store = random >> 60 & 1 == 0;
+        // Relaxed: by the next turn this walker's stores are in the entries, which is all that the writer looks at.
+        let turn = shared.turn.load(Ordering::Relaxed);
+        seen.store(turn, Ordering::Release);
+        if turn % 2 == 1 || random >> 58 == 0 {
+            // The writer may be waiting for this processor.
+            std::thread::yield_now();
+        }
+        let store = random >> 60 & 1 == 0 && turn % 2 == 0;
         // Acquire: pairs with the writer's Release, so that this walk comes after the harvest before this phase.
         let phase = shared.phase.load(Ordering::Acquire);
         let access = if store { Access::Write } else { Access::Read };
@@ -95,7 +105,7 @@ impl Writer<'_> {
         for at in block(AT).iter_pages() {
             let frame = round * BLOCK + at.0 % BLOCK;
             let effects = self.pmap.enter(at, frame, Wanted::memory(RWX, access), &mut self.heard);
-            assert!(!effects.needs_shootdown());
+            assert!(!effects.needs_shootdown(), "rights only grew");
         }
     }
 
@@ -105,6 +115,18 @@ impl Writer<'_> {
         while self.shared.successes.load(Ordering::Relaxed) < enough {
             std::thread::yield_now();
         }
+    }
+
+    /// Cleans the block while nobody stores, and promotes it while everybody begins to.
+    fn promote_under_stores(&mut self) {
+        let quiet = self.shared.turn.fetch_add(1, Ordering::Relaxed) + 1;
+        let all_know = || self.shared.seen.iter().all(|seen| seen.load(Ordering::Acquire) == quiet);
+        while !all_know() {
+            std::thread::yield_now();
+        }
+        self.harvest(What::MODIFIED);
+        self.shared.turn.fetch_add(1, Ordering::Relaxed);
+        self.fold_and_unfold(Unaccessed::Mark);
     }
 
     /// Promotion and demotion, as often as it takes until one succeeds or a few have failed.
@@ -149,10 +171,11 @@ impl Writer<'_> {
             // Clean pages, of which walkers store to some: whoever comes first.
             0 => {
                 self.fill(round, Access::Read);
-                self.fold_and_unfold(Unaccessed::Refuse);
-                self.harvest(What::MODIFIED);
-                self.fold_and_unfold(Unaccessed::Refuse);
-                self.let_them_walk();
+                for _ in 0..PHASES - 2 {
+                    // A promotion that succeeded has made the pages read-only.
+                    self.fill(round, Access::Read);
+                    self.promote_under_stores();
+                }
                 self.harvest(What::BOTH);
             }
             // Dirty pages: a writable superpage, cleaned and used again.
@@ -191,6 +214,9 @@ impl Writer<'_> {
             }
         }
         self.remove();
+        while self.reports.modified.len() as u64 != (round + 1) * PHASES {
+            self.end_phase();
+        }
     }
 }
 
@@ -200,6 +226,8 @@ fn every_bit_is_reported(kind: PmapType, flags: PmapFlags) {
     let shared = Shared {
         phase: AtomicU64::new(0),
         over: AtomicBool::new(false),
+        turn: AtomicU64::new(0),
+        seen: Default::default(),
         stored: Log::new(),
         loaded: Log::new(),
         successes: AtomicU64::new(0),
@@ -214,9 +242,9 @@ fn every_bit_is_reported(kind: PmapType, flags: PmapFlags) {
         promotions: 0,
     };
     std::thread::scope(|scope| {
-        for seed in 0..WALKERS {
+        for (seen, seed) in shared.seen.iter().zip(0..) {
             let (view, shared) = (view.clone(), &shared);
-            scope.spawn(move || walk(&view, shared, seed));
+            scope.spawn(move || walk(&view, shared, seen, seed));
         }
         let _over = Over(&shared.over);
         (0..ROUNDS).for_each(|round| writer.round(round));
