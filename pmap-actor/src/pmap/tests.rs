@@ -7,6 +7,7 @@ use super::*;
 use crate::ept::attribute::Attribute;
 use crate::ept::tables::BLOCK;
 
+mod mixed;
 mod model;
 mod script;
 mod states;

@@ -70,7 +70,7 @@ fn walk(view: &crate::ept::view::View, shared: &Shared, seen: &AtomicU64, seed: 
             // The writer may be waiting for this processor.
             std::thread::yield_now();
         }
-        let store = random >> 60 & 1 == 0 && turn % 2 == 0;
+        let store = random >> 60 & 1 == 0 && turn.is_multiple_of(2);
         // Acquire: pairs with the writer's Release, so that this walk comes after the harvest before this phase.
         let phase = shared.phase.load(Ordering::Acquire);
         let access = if store { Access::Write } else { Access::Read };
