@@ -17,7 +17,7 @@
 //!
 //! ```text
 //!   reader                                    writer
-//!   T2  entry = load                          T3  before = swap(0)            remove
+//!   T2  entry = load                          T3  compare_exchange(before, 0) remove
 //!   T4  compare_exchange(entry, entry | D)    T3  compare_exchange(before, …) update
 //!       changed? walk again                       changed? once more
 //! ```
@@ -26,7 +26,8 @@
 //! reader's T4 comes before the writer's T3, and what the writer took out or changed has the
 //! bit; or it comes after, fails, and the reader walks again and finds the entry gone. A bit
 //! is never lost, and an entry that was removed never comes back. That one order is all
-//! that is needed: T3 and T4 are Relaxed. What the *guest* did through a translation is
+//! that is needed: T3 and T4 are Relaxed. (512 entries that become one, or one that becomes 512, are not one word: `tables/block.rs` says
+//! what holds them together.) What the *guest* did through a translation is
 //! ordered by the shootdown (its L1 and R3), not here.
 //!
 //! # Who may call

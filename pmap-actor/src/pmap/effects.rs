@@ -166,10 +166,12 @@ impl<'h, H: Harvest> Ledger<'h, H> {
             self.effects.unwritable.push(range);
         }
         if entry & masks.managed != 0 {
-            if masks.is_modified(entry) && !(same_page && masks.is_modified(after)) {
+            // A page that is a device's from now on will not be asked again.
+            let kept = same_page && after & masks.managed != 0;
+            if masks.is_modified(entry) && !(kept && masks.is_modified(after)) {
                 self.modified(range);
             }
-            if masks.is_referenced(entry) && !(same_page && masks.is_referenced(after)) {
+            if masks.is_referenced(entry) && !(kept && masks.is_referenced(after)) {
                 self.referenced(range);
             }
         }

@@ -8,7 +8,7 @@ use actors::{Access, Gpa, GpaRange, PAGE_SIZE, PageSize, Protection};
 
 use super::effects::Harvest;
 use super::superpage::Demotion;
-use super::{Effects, Pmap, assert_sound};
+use super::{Effects, Ledger, Pmap, assert_sound};
 use crate::ept::attribute::Attribute;
 use crate::ept::entry::Leaf;
 use crate::ept::masks::{FRAME_MASK, PmapFlags, PmapType};
@@ -87,28 +87,53 @@ impl Pmap {
         wanted: Wanted,
         harvest: &mut H,
     ) -> Effects {
-        let page = at.page();
+        self.enter_range(GpaRange::page_of(at), frame, wanted, harvest)
+    }
+
+    /// [`Pmap::enter`] of each page of `range`, to the frames from `frame` on.
+    ///
+    /// # Panics
+    ///
+    /// As [`Pmap::enter`].
+    pub fn enter_range<H: Harvest>(
+        &mut self,
+        range: GpaRange,
+        frame: u64,
+        wanted: Wanted,
+        harvest: &mut H,
+    ) -> Effects {
         let mut ledger = self.ledger(harvest);
-        self.demote_if_superpage(page, Demotion::Enter, &mut ledger);
-        let made = self.compose(frame, wanted, PageSize::Size4KiB);
-        let masks = self.masks;
-        let make = |before: u64| {
-            if masks.is_valid(before) && before & FRAME_MASK == frame {
-                let writable = made & masks.writable != 0;
-                let kept = masks.accessed | if writable { masks.modified } else { 0 };
-                made | before & kept
-            } else {
-                made
-            }
-        };
-        let (entry, after) = self.tables.enter_with(page, make);
-        assert_sound(&masks, self.flags, Leaf { entry: after, size: PageSize::Size4KiB });
-        if masks.is_valid(entry) {
-            ledger.note(page, Leaf { entry, size: PageSize::Size4KiB }, after);
-        } else if wanted.wired {
-            ledger.wired += 1;
+        let made = self.compose(0, wanted, PageSize::Size4KiB);
+        for page in range.iter_pages() {
+            let frame = frame + (page.0 - range.start().0);
+            debug_assert_eq!(frame & !FRAME_MASK, 0, "a frame is page-aligned, of at most 52 bits");
+            self.enter_page(page, frame, made, &mut ledger);
         }
         self.settle(ledger)
+    }
+
+    /// Puts `made`, a leaf without a frame, at `page`.
+    fn enter_page<H: Harvest>(
+        &mut self,
+        page: Gpa,
+        frame: u64,
+        made: u64,
+        ledger: &mut Ledger<'_, H>,
+    ) {
+        self.demote_if_superpage(page, Demotion::Enter, ledger);
+        let masks = self.masks;
+        let kept = masks.accessed | if made & masks.writable != 0 { masks.modified } else { 0 };
+        let (entry, after) = self.tables.enter_with(page, |before| {
+            let same = masks.is_valid(before) && before & FRAME_MASK == frame;
+            made | frame | if same { before & kept } else { 0 }
+        });
+        let size = PageSize::Size4KiB;
+        assert_sound(&masks, self.flags, Leaf { entry: after, size });
+        if masks.is_valid(entry) {
+            ledger.note(page, Leaf { entry, size }, after);
+        } else if after & masks.wired != 0 {
+            ledger.wired += 1;
+        }
     }
 
     /// Maps the page of `at` without the right to write, if nothing is there, as a page that nobody has used (`pmap_enter_quick`). Returns

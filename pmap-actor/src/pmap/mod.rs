@@ -10,7 +10,8 @@
 //!
 //! ```text
 //!   room              operations                                              FreeBSD
-//!   enter.rs          enter, enter_quick, enter_object, enter_superpage, copy  pmap_enter…, pmap_copy
+//!   enter.rs          enter, enter_range, enter_quick, enter_object,          pmap_enter, pmap_enter_quick,
+//!                     enter_superpage, copy                                   pmap_enter_object, pmap_copy
 //!   remove.rs         remove                                                  pmap_remove
 //!   protect.rs        protect, wire, unwire                                   pmap_protect, pmap_unwire
 //!   accessed_dirty.rs emulate_accessed_dirty, harvest, advise                 pmap_emulate_accessed_dirty, pmap_advise
@@ -23,17 +24,25 @@
 //!
 //! # Rules for the caller
 //!
-//! * *Frames and table pages are free after the shootdown* that [`Effects::needs_shootdown`] asks for, never before; what was harvested is
-//!   complete only then, because until then a processor may store through what it has cached.
+//! * *Frames and table pages are free after the shootdown* that [`Effects::needs_shootdown`] asks for, never before; and what was
+//!   harvested is complete only then, because until then a processor may store through what it has cached. Copy a dirty page after it.
 //! * Shootdowns are complete, or joined ([`Effects::join`]), before the next call's answer that none is needed is believed.
+//! * *Look before entering*: when [`Pmap::rights`] allows the access already, somebody was faster. Entering a page that is part of a superpage
+//!   demotes it, needed or not, as in FreeBSD. Then [`Pmap::emulate_accessed_dirty`], then the full fault.
 //! * Entering asks for no shootdown when there was nothing, or when rights only grew: the worst that happens is
-//!   a second fault, answered "already there".
+//!   a second fault.
 //! * [`Pmap::protect`] only takes rights away. Rights that are given come with the next fault, by [`Pmap::enter`] (wired
 //!   ranges are entered again at once).
-//! * After [`Pmap::enter`] and [`Pmap::emulate_accessed_dirty`], a second copy is brought to what [`Pmap::rights`] says.
-//!   Neither promotes by itself: [`Pmap::may_promote`] is cheap to ask after each, [`Pmap::can_promote`] looks at all
-//!   512, and between it and [`Pmap::promote`] the host may be asked to make the memory contiguous.
-//! * Addresses are those of the tables: guest-physical for `PtEpt`, frames for the monitor's own `PtX86`.
+//! * After entering, [`Pmap::emulate_accessed_dirty`], or [`Pmap::promote`] with [`Unaccessed::Mark`], a second copy is brought to what
+//!   [`Pmap::rights`] says. Everything else only takes rights away, and says where.
+//! * Entering never promotes by itself: [`Pmap::may_promote`] is cheap to ask after each fault, [`Pmap::can_promote`] looks at all
+//!   512 pages, and between it and [`Pmap::promote`] the host may be asked to make the memory contiguous.
+//! * Whoever harvests a part of a superpage may be told about pages outside the range: those that the superpage's one bit speaks for, and those of
+//!   a superpage that had to be removed.
+//! * Addresses are those of the tables: guest-physical for `PtEpt`, frames for the monitor's own `PtX86`. Nobody's hardware walks the
+//!   latter: what the monitor does with a page, it says by [`View::translate`], as a processor would.
+//! * A second copy that cannot tell a fetch from a load (KVM's) takes the flags to emulate bits *and* of execute-only, since pages that may be
+//!   executed can be aged only so; otherwise ageing removes them.
 //!
 //! # Invariants (asserted in debug builds)
 //!

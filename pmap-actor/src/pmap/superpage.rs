@@ -52,7 +52,7 @@ pub enum NotPromoted {
 pub enum Unaccessed {
     /// They are a reason not to promote.
     Refuse,
-    /// They count as used from now on, as in later FreeBSD.
+    /// They count as used from now on, as in later FreeBSD. Where bits are emulated, hardware may then read them.
     Mark,
 }
 
@@ -86,11 +86,11 @@ impl Pmap {
         self.candidate(block_of(at), unaccessed).map(|_| ())
     }
 
-    /// Lets one superpage stand for the block of `at`. Nothing that anybody can see changes, so no shootdown follows.
+    /// Lets one superpage stand for the block of `at`. Nobody loses a right that could be cached, so no shootdown follows.
     ///
     /// # Errors
     ///
-    /// [`NotPromoted`]; nothing has changed then.
+    /// [`NotPromoted`]; no page has lost anything then.
     pub fn promote(&mut self, at: Gpa, unaccessed: Unaccessed) -> Result<Effects, NotPromoted> {
         let block = block_of(at);
         let promoted = self.candidate(block, unaccessed).and_then(|first| {

@@ -243,3 +243,16 @@ fn a_pmap_is_not_released_with_pages_in_it() {
     enter(&mut pmap, page(5), Protection::all(), Access::Write);
     pmap.release();
 }
+
+#[test]
+fn a_page_that_becomes_a_devices_is_asked_for_the_last_time() {
+    for which in kinds() {
+        let mut pmap = pmap(which);
+        enter(&mut pmap, page(5), RW, Access::Write);
+        let mut heard = Heard::default();
+        let device = Wanted::device(RW, Access::Read);
+        let effects = pmap.enter(page(5), page(5).0, device, &mut heard);
+        assert!(effects.needs_shootdown(), "it was cached as memory");
+        assert_eq!((heard.modified, heard.referenced), (vec![5], vec![5]));
+    }
+}
