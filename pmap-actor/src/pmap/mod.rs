@@ -33,8 +33,8 @@
 //!   a second fault.
 //! * [`Pmap::protect`] only takes rights away. Rights that are given come with the next fault, by [`Pmap::enter`] (wired
 //!   ranges are entered again at once).
-//! * After entering, [`Pmap::emulate_accessed_dirty`], or [`Pmap::promote`] with [`Unaccessed::Mark`], a second copy is brought to what
-//!   [`Pmap::rights`] says. Everything else only takes rights away, and says where.
+//! * After entering, [`Pmap::emulate_accessed_dirty`] or [`Pmap::promote`], a second copy is brought to what [`Pmap::rights`] says. Everything
+//!   else only takes rights away, and says where.
 //! * Entering never promotes by itself: [`Pmap::may_promote`] is cheap to ask after each fault, [`Pmap::can_promote`] looks at all
 //!   512 pages, and between it and [`Pmap::promote`] the host may be asked to make the memory contiguous.
 //! * Whoever harvests a part of a superpage may be told about pages outside the range: those that the superpage's one bit speaks for, and those of
