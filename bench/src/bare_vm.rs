@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use actors::contract::boot::{EntryMode, EntryState};
 use actors::platform::DEBUG_EXIT;
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_dtable, kvm_pit_config, kvm_regs, kvm_run,
-    kvm_segment, kvm_userspace_memory_region,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_dtable,
+    kvm_pit_config, kvm_regs, kvm_run, kvm_segment, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use loader_actor::guests::{Guest, Piece};
@@ -42,7 +42,7 @@ const BUSY_TASK: u8 = 0xb;
 /// A machine of KVM's. It lives in the kernel until this and its vcpus are dropped.
 #[derive(Debug)]
 pub(crate) struct BareVm {
-    _vm: VmFd,
+    pub(crate) vm: VmFd,
     /// What was placed in the guest's memory, and where.
     pub(crate) pieces: Vec<Piece>,
 }
@@ -55,21 +55,21 @@ impl BareVm {
         memory: &Arc<GuestMemory>,
         vcpus: u16,
     ) -> Result<(Self, Vec<BareVcpu>), BenchError> {
+        Self::prepared(guest, memory, vcpus, |_| Ok(()))
+    }
+
+    /// The same; `prepare` comes before the first vcpu.
+    pub(crate) fn prepared(
+        guest: &Guest,
+        memory: &Arc<GuestMemory>,
+        vcpus: u16,
+        prepare: impl FnOnce(&VmFd) -> Result<(), BenchError>,
+    ) -> Result<(Self, Vec<BareVcpu>), BenchError> {
         let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
         let vm = kvm.create_vm().map_err(host("create a virtual machine"))?;
         equip(&vm).map_err(host("equip a virtual machine"))?;
-        for (index, slot) in (0..).zip(memory.slots()) {
-            let region = kvm_userspace_memory_region {
-                slot: index,
-                flags: 0,
-                guest_phys_addr: slot.range.start().0,
-                memory_size: slot.range.len(),
-                userspace_addr: slot.host,
-            };
-            // SAFETY: the guest view is made for this: no Rust reference into it is ever made,
-            // and every vcpu keeps it mapped.
-            unsafe { vm.set_user_memory_region(region) }.map_err(host("give a guest memory"))?;
-        }
+        prepare(&vm)?;
+        give_memory(&vm, memory, 0)?;
         let pieces =
             guest.pieces(&memory.layout(), vcpus).map_err(host("prepare the built-in guest"))?;
         for (at, bytes) in &pieces {
@@ -82,8 +82,25 @@ impl BareVm {
         if let Some(first) = made.first() {
             begin(&first.fd, &(guest.entry)()).map_err(host("set a vcpu's registers"))?;
         }
-        Ok((Self { _vm: vm, pieces }, made))
+        Ok((Self { vm, pieces }, made))
     }
+}
+
+/// Makes a memory slot of each stretch, or gives the slots these flags.
+pub(crate) fn give_memory(vm: &VmFd, memory: &GuestMemory, flags: u32) -> Result<(), BenchError> {
+    for (index, slot) in (0..).zip(memory.slots()) {
+        let region = kvm_userspace_memory_region {
+            slot: index,
+            flags,
+            guest_phys_addr: slot.range.start().0,
+            memory_size: slot.range.len(),
+            userspace_addr: slot.host,
+        };
+        // SAFETY: the guest view is made for this: no Rust reference into it is ever made,
+        // and every vcpu keeps it mapped.
+        unsafe { vm.set_user_memory_region(region) }.map_err(host("give a guest memory"))?;
+    }
+    Ok(())
 }
 
 fn equip(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
@@ -140,6 +157,8 @@ pub(crate) enum Ran {
     Interrupted,
     /// The guest wrote this to the debug-exit port.
     Ended(u8),
+    /// The vcpu's ring of dirty pages is full.
+    RingFull,
     /// In words; no measured guest should do that.
     Otherwise(String),
 }
@@ -147,7 +166,7 @@ pub(crate) enum Ran {
 /// A processor of [`BareVm`].
 #[derive(Debug)]
 pub(crate) struct BareVcpu {
-    fd: VcpuFd,
+    pub(crate) fd: VcpuFd,
     exit_byte: ExitByte,
     /// The guest's memory stays mapped as long as the processor exists.
     _memory: Arc<GuestMemory>,
@@ -180,6 +199,7 @@ impl BareVcpu {
             // A processor that waited for its start was started.
             Err(error) if error.errno() == libc::EAGAIN => Ran::Interrupted,
             Ok(VcpuExit::IoOut(port, [value])) if port == DEBUG_EXIT => Ran::Ended(*value),
+            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => Ran::RingFull,
             Ok(exit) => Ran::Otherwise(format!("the guest came out with {exit:?}")),
             Err(error) => Ran::Otherwise(format!("KVM_RUN failed: {error}")),
         }

@@ -11,7 +11,7 @@ use machine::ExitStatus;
 
 use crate::error::{BenchError, host};
 use crate::report::Report;
-use crate::{fault, interp, shootdown, table};
+use crate::{dirty, fault, interp, shootdown, table};
 
 /// Where "-" leads.
 const STDOUT: &str = "-";
@@ -34,6 +34,8 @@ enum Bench {
     Shootdown(ShootdownArgs),
     /// What a first touch of a page costs the guest, beside a bare fault handler
     Fault(FaultArgs),
+    /// What it costs to learn which pages a guest stored to, by each of the host's ways
+    Dirty(DirtyArgs),
     /// How fast the software processor is, beside the real one, QEMU's translator and KVM
     Interp(InterpArgs),
 }
@@ -44,6 +46,26 @@ pub(crate) struct OutputArgs {
     /// Write the result as JSON, too; `-` writes it to stdout instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// `skep bench dirty`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+KVM's dirty log and dirty ring, and userfaultfd's write-protection, one store at a time
+(an event and its answer) and asynchronous (the kernel notes it by itself). For each: what it costs
+to watch all pages, what a first store costs the guest, and what it costs to collect all pages,
+which are watched again.")]
+pub(crate) struct DirtyArgs {
+    /// How much the guest writes
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = value_parser!(u64).range(1..=2048))]
+    pub(crate) mebibytes: u64,
+
+    /// Rounds, after a first one that warms up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u64).range(1..=1000))]
+    pub(crate) rounds: u64,
+
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// `skep bench interp`.
@@ -193,6 +215,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitStatus, BenchError> {
             fault::check(args)?;
             answer(&args.output, || fault::run(args))
         }
+        Bench::Dirty(args) => answer(&args.output, || dirty::run(args)),
         Bench::Interp(args) => {
             interp::check(args)?;
             answer(&args.output, || interp::run(args))
@@ -296,6 +319,7 @@ mod tests {
         let report = match parse(line).unwrap().bench {
             Bench::Shootdown(args) => shootdown::run(&args),
             Bench::Fault(args) => fault::run(&args),
+            Bench::Dirty(args) => dirty::run(&args),
             Bench::Interp(_) => panic!("another kind of report"),
         };
         let report = report.unwrap();

@@ -10,17 +10,20 @@
 //! before, or that the touch was served by a fault. Everything else is kept apart, under its
 //! own state. `interp` compares processors rather than loops of system calls: it has a room of its own.
 //!
-//! Reading order: `cli.rs` (what can be asked) → `shootdown.rs`, `fault.rs` (the questions) →
-//! `bare_kick.rs`, `bare_fault.rs`, `peer.rs` (the references) → `bare_vm.rs` (KVM and nothing
+//! Reading order: `cli.rs` (what can be asked) → `shootdown.rs`, `fault.rs`, `dirty.rs` (the questions) →
+//! `bare_kick.rs`, `bare_fault.rs`, `bare_dirty.rs`, `peer.rs` (the references) → `bare_vm.rs` (KVM and nothing
 //! else) → `samples.rs`, `report.rs`, `table.rs` (from nanoseconds to a verdict) →
 //! `environment.rs`, `noise.rs` (what the host was doing) → `kernel.rs`, `signal.rs`, `clock.rs`
 //! (small rooms for system calls).
 
+mod bare_dirty;
 mod bare_fault;
 mod bare_kick;
 mod bare_vm;
 pub mod cli;
 mod clock;
+mod dirtier;
+mod dirty;
 mod environment;
 mod error;
 mod executing;

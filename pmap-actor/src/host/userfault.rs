@@ -248,7 +248,20 @@ impl Userfault {
     ///
     /// The operating system's.
     pub fn register(&self, start: u64, len: u64) -> io::Result<()> {
-        let mode = MODE_MISSING | MODE_MINOR | MODE_WP;
+        self.register_for(start, len, MODE_MISSING | MODE_MINOR | MODE_WP)
+    }
+
+    /// Reports only stores to write-protected pages; what is missing is the kernel's business. For
+    /// measurements: a guest's pages would be served behind our back.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn register_write_protect(&self, start: u64, len: u64) -> io::Result<()> {
+        self.register_for(start, len, MODE_WP)
+    }
+
+    fn register_for(&self, start: u64, len: u64, mode: u64) -> io::Result<()> {
         self.ioctl(
             UFFDIO_REGISTER,
             &mut RangeModeResult { range: Range { start, len }, mode, result: 0 },
