@@ -34,6 +34,7 @@
 //! (harvest, dirty epochs, advice), `superpages.rs`, `reclaim.rs` (out), `arrivals.rs` (in).
 
 mod arrivals;
+mod compare;
 mod fault;
 mod harvest;
 mod holds;

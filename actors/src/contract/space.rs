@@ -14,6 +14,7 @@ use crate::contract::page::{
     Resized, Settled, Touch, WorkingSetSample,
 };
 use crate::contract::vcpu::Break;
+use crate::contract::verify::Verified;
 use crate::{Access, Gpa, GpaRange, Gva, Protection, VcpuId};
 
 /// Where an answer goes.
@@ -237,6 +238,11 @@ pub enum SpaceRequest {
         fault: NestedFault,
         /// Answer.
         reply: Reply<()>,
+    },
+    /// "Do your tables say what the host does?"
+    Verify {
+        /// Answer: what was compared, and where they differ.
+        reply: Reply<Verified>,
     },
     /// "What have you counted?"
     Count {

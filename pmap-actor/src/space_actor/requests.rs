@@ -6,6 +6,7 @@ use std::time::Instant;
 use actors::contract::space::{
     RaiseTimes, Reply, ShootdownTally, SpaceError, SpaceRequest, SpaceTally,
 };
+use actors::contract::verify::Verified;
 use crossbeam_channel::TryRecvError;
 
 use super::paging::Parked;
@@ -14,6 +15,7 @@ use super::{SHARED_RAISE, SpaceActor};
 use crate::fault_lane::Asked;
 use crate::latency::{nanoseconds, quantiles};
 use crate::mirror::Mirror;
+use crate::verify::Realised;
 use crate::vmspace::{Done, Removed};
 
 /// What a request that may take something away came to.
@@ -82,6 +84,7 @@ impl<M: Mirror> SpaceActor<M> {
                 answer(reply, self.space.end_dirty(consumer));
             }
             SpaceRequest::Promote { range, reply } => answer(reply, self.space.promote(range)),
+            SpaceRequest::Verify { reply } => answer(reply, self.verify()),
             SpaceRequest::Page { at, reply } => answer(reply, self.space.page(at)),
             SpaceRequest::Mapping { at, reply } => {
                 answer(reply, Ok(self.space.tables().chain(at)));
@@ -218,6 +221,16 @@ impl<M: Mirror> SpaceActor<M> {
             }),
             other => TakenAway::Other(other),
         }
+    }
+
+    /// Between two requests, while no shootdown is on its way: `verify.rs` says why that is the moment.
+    fn verify(&self) -> Result<Verified, SpaceError> {
+        let realised = match &self.userfault {
+            Some(_) => Realised::ByGuestView,
+            None => Realised::ByWalking,
+        };
+        let found = self.space.verify(realised, || self.pulse.beat());
+        found.map_err(|error| SpaceError::Host { what: "say what it maps", why: error.to_string() })
     }
 
     fn tally(&self) -> SpaceTally {
