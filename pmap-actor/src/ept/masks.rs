@@ -13,7 +13,7 @@
 //!   global      bit 8     none                  none
 //!   executable  not bit 63  bit 2 (X)           bit 2 (X)
 //!   superpage   bit 7     bit 7                 bit 7
-//!   cache       3, 4, (7) 3..5 type, 6 IPAT     3..5 type, 6 IPAT
+//!   cache       3, 4, 7   3..5 type, 6 IPAT     3..5 type, 6 IPAT   (x86: 12 for 7 in a superpage)
 //!   managed     bit 10, software                 bit 10, software
 //!   wired       bit 11, software (bit 9, its older place, is EPT's dirty bit)
 //! ```
@@ -23,11 +23,10 @@
 //! harvest is not readable, so the next access traps and sets accessed; a clean one is not
 //! writable, so the next store traps and sets modified.
 //!
-//! With hardware A/D whoever walks sets the two bits itself ([`view`](super::view)), so a new
-//! leaf has neither. (Of a table's own bits nothing is ever harvested: FreeBSD, too, enters
-//! tables as accessed and modified.)
-
-use actors::{Access, Protection};
+//! With hardware A/D whoever walks sets the two bits itself ([`view`](super::view)). Of a table's own
+//! bits nothing is ever harvested: tables are made as accessed and modified, as FreeBSD does. What a leaf says is
+//! read in `entry.rs`, and its memory type in `attribute.rs`; the leaves themselves are composed by the
+//! [`pmap`](crate::pmap).
 
 /// The frame field of an entry.
 pub const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
@@ -38,10 +37,6 @@ const SUPERPAGE: u64 = 1 << 7;
 const SUPERPAGE_RESERVED: u64 = 0x001f_f000;
 /// Must be clear in an entry that leads to a table.
 const TABLE_RESERVED: u64 = 0xf8;
-
-/// EPT memory type of ordinary memory (Intel SDM vol. 3, "EPT memory types"): the same
-/// number as FreeBSD's `PAT_WRITE_BACK`.
-const WRITE_BACK: u64 = 6;
 
 /// Who walks these tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +87,8 @@ pub struct Masks {
     pub managed: u64,
     /// Pinned by policy (software).
     pub wired: u64,
-    /// All bits of the memory type.
+    /// All bits of the memory type, but for x86's PAT bit (`attribute.rs`).
     pub cache_mask: u64,
-    /// The memory type of ordinary memory.
-    pub write_back: u64,
     /// Whether accessed and modified *are* the hardware's permissions.
     pub emulated: bool,
 }
@@ -120,7 +113,6 @@ impl Masks {
             managed: 0,
             wired: 0,
             cache_mask: 0,
-            write_back: 0,
             emulated: false,
         };
         software(match kind {
@@ -146,62 +138,11 @@ impl Masks {
                     modified: pick(1, 9),
                     executable: 1 << 2,
                     cache_mask: 0b1111 << 3,
-                    // The guest's own PAT and MTRRs may not weaken the choice: IPAT always.
-                    write_back: WRITE_BACK << 3 | 1 << 6,
                     emulated,
                     ..none
                 }
             }
         })
-    }
-
-    /// A last-level entry for a page the guest has. With emulated A/D it is accessed, and
-    /// modified where it may be written, because nothing harvests these bits yet and a trap
-    /// would have no reader; with hardware A/D it is neither until somebody walks there.
-    #[must_use]
-    pub fn leaf(&self, frame: u64, protection: Protection) -> u64 {
-        debug_assert_eq!(frame & !FRAME_MASK, 0, "a frame is page-aligned and has at most 52 bits");
-        frame
-            | self.valid
-            | if self.emulated { self.accessed } else { 0 }
-            | self.user
-            | self.managed
-            | self.write_back
-            | self.permissions(protection)
-    }
-
-    /// The bits that a change of protection changes. What hardware has set stays: it says
-    /// what *was* done to the page.
-    #[must_use]
-    pub fn permissions(&self, protection: Protection) -> u64 {
-        // Emulated modified without writable is a bug (FreeBSD's pmap_enter asserts it).
-        let modified = if self.emulated { self.modified } else { 0 };
-        let write =
-            if protection.contains(Protection::WRITE) { self.writable | modified } else { 0 };
-        let execute = if protection.contains(Protection::EXECUTE) {
-            self.executable
-        } else {
-            self.no_execute
-        };
-        write | execute
-    }
-
-    /// All bits that [`Masks::permissions`] may set.
-    #[must_use]
-    pub fn permission_mask(&self) -> u64 {
-        let modified = if self.emulated { self.modified } else { 0 };
-        self.writable | modified | self.executable | self.no_execute
-    }
-
-    /// The bits that serving a fault sets in the leaf it fell on: with hardware A/D none,
-    /// because the walker sets them when it comes again.
-    #[must_use]
-    pub fn touched(&self, access: Access) -> u64 {
-        match (self.emulated, access) {
-            (false, _) => 0,
-            (true, Access::Read | Access::Execute) => self.accessed,
-            (true, Access::Write) => self.accessed | self.modified,
-        }
     }
 
     /// An entry that leads to the table at `frame`: everything is allowed, the leaves decide.
