@@ -43,6 +43,8 @@ pub(super) struct Paging {
     /// Whether something happened that those who are parked wait for.
     try_again: bool,
     outs: HashMap<OutTicket, Reply<PagedOut>>,
+    /// Those that ended before their shootdown did: their last page was rescued meanwhile.
+    ended_early: HashMap<OutTicket, PagedOut>,
     pub(super) samples: VecDeque<WorkingSetSample>,
     next_look: Option<Instant>,
     said_it_is_stuck: bool,
@@ -159,14 +161,18 @@ impl<M: Mirror> SpaceActor<M> {
     // ---- out -----------------------------------------------------------------------------
 
     pub(super) fn await_out(&mut self, ticket: OutTicket, reply: Reply<PagedOut>) {
-        self.paging.outs.insert(ticket, reply);
         self.answer_outs();
+        match self.paging.ended_early.remove(&ticket) {
+            Some(out) => answer(reply, Ok(out)),
+            None => drop(self.paging.outs.insert(ticket, reply)),
+        }
     }
 
     pub(super) fn answer_outs(&mut self) {
         for (ticket, out) in self.space.take_ended_outs() {
-            if let Some(reply) = self.paging.outs.remove(&ticket) {
-                answer(reply, Ok(out));
+            match self.paging.outs.remove(&ticket) {
+                Some(reply) => answer(reply, Ok(out)),
+                None => drop(self.paging.ended_early.insert(ticket, out)),
             }
         }
     }
