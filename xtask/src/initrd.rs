@@ -59,8 +59,8 @@ done
 /// How each line of [`SOAK`] begins.
 pub(crate) const SOAK_LINE: &str = "soak ";
 
-/// Fills memory with data that nothing compresses, and reads it again and again; between two passes it is idle
-/// for a while. Its arguments: how many files of 25 MiB, how many passes, how many seconds of rest. It works in the
+/// Fills memory with data that nothing compresses, and hashes it again and again; between two passes it is idle
+/// for a while. Its arguments: how many files of 25 MiB and a few bytes, how many passes, how many seconds of rest. It works in the
 /// current directory.
 const SOAK: &str = r#"files=$1 passes=$2 rest=$3
 say() { echo "soak $1"; }
@@ -81,9 +81,11 @@ hash() {
     cat /sums/$1.0 /sums/$1.1 /sums/$1.2 /sums/$1.3 > /sums/$1
 }
 
-file=0
+# One file of noise, and the others the same a few bytes further on: so no page compresses, and no two are equal.
+dd if=/dev/urandom of=file0 bs=1M count=25 2>/dev/null
+file=1
 while [ $file -lt $files ]; do
-    dd if=/dev/urandom of=file$file bs=1M count=25 2>/dev/null || say "cannot fill file $file"
+    { dd if=/dev/urandom bs=$((file * 37)) count=1 2>/dev/null; cat file0; } > file$file
     file=$((file + 1))
 done
 hash before

@@ -14,8 +14,8 @@ pub(super) const RESIDENT_MIB: u64 = 128;
 /// Files of random data, 25 MiB each.
 pub(super) const FILES: u64 = 12;
 
-/// All of the random data, in bytes.
-pub(super) const DATA_BYTES: u64 = FILES * (25 << 20);
+/// All of the random data, in bytes: each file is 37 bytes longer than the one before.
+pub(super) const DATA_BYTES: u64 = FILES * (25 << 20) + 37 * FILES * (FILES - 1) / 2;
 
 /// How often it is read again.
 pub(super) const PASSES: u64 = 2;
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_data_is_more_than_may_be_resident_and_less_than_there_is() {
-        assert_eq!(DATA_BYTES, 300 << 20);
-        assert!(DATA_BYTES > 2 * (RESIDENT_MIB << 20) && DATA_BYTES < 512 << 20);
+        assert_eq!(DATA_BYTES >> 20, 300);
+        const { assert!(DATA_BYTES > 2 * (RESIDENT_MIB << 20) && DATA_BYTES < 512 << 20) };
     }
 }
