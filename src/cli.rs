@@ -223,8 +223,10 @@ pub(crate) struct RunArgs {
     pub(crate) timeout: Option<u64>,
 
     /// For tests of skep itself: break something on purpose. ACTOR-panic and ACTOR-hang break
-    /// an actor (machine, pmap, loader, console, tracer, vcpuN) once the guest runs;
-    /// keep-host-mappings and skip-flush leave stale translations; exercise pauses and remaps a running guest
+    /// an actor (machine, pmap, pageout, pagein, loader, console, tracer, vcpuN) once the guest runs;
+    /// keep-host-mappings and skip-flush leave stale translations; exercise pauses and remaps a running
+    /// guest; sweep pages all of it out, every few seconds; swap-FAULT and swap-FAULT:CALLS have the swap file
+    /// fail, at once or after so many good calls
     #[arg(long, value_name = "WHAT", hide = true)]
     pub(crate) test_switch: Option<String>,
 

@@ -3,8 +3,10 @@
 mod cli;
 mod host;
 mod run;
+mod storm;
 mod summary;
 mod switches;
+mod tour;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -15,8 +15,8 @@ use skep::{ConsoleKind, EngineChoice, ExitStatus, Machine, MachineSpec, Report, 
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{AccessedDirty, EngineKind, RunArgs, Shootdown, Switched, TraceVcpus};
-use crate::switches::Switch;
-use crate::{Failure, say, summary, switches};
+use crate::switches::{Driven, Switch};
+use crate::{Failure, say, summary, switches, tour};
 
 fn usage(sentence: impl ToString) -> Failure {
     Failure::new(ExitStatus::Usage, sentence)
@@ -36,9 +36,10 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitStatus, Failure> {
     let mut machine = build;
     // A guest that cannot begin has an outcome that says why; wait for that.
     let started = machine.start().is_ok();
-    let driven = if started { switches::drive(&machine, switch, &args) } else { Ok(None) };
-    let storms = match driven {
-        Ok(storms) => storms,
+    let driven =
+        if started { switches::drive(&machine, switch, &args) } else { Ok(Driven::default()) };
+    let driven = match driven {
+        Ok(driven) => driven,
         Err(why) => {
             machine.stop();
             let outcome = machine.wait();
@@ -49,9 +50,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitStatus, Failure> {
     let outcome = machine.wait();
     let ended = machine.finish(outcome);
     if let Some(file) = report {
-        write_report(file, args.report.as_deref(), &ended.report, storms)?;
+        write_report(file, args.report.as_deref(), &ended.report, &driven)?;
     }
-    summary::print(&ended, storms);
+    summary::print(&ended, &driven);
     say(&ended.outcome);
     Ok(ended.outcome.exit_status())
 }
@@ -105,6 +106,11 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
         Shootdown::Kernel => ShootdownMode::Kernel,
     };
     spec.fault_around_pages = args.fault_around;
+    if args.guest.as_deref() == Some(guests::tour::GUEST.name) {
+        tour::check(args).map_err(usage)?;
+        // It wants to know of each page what became of that page.
+        spec.fault_around_pages = 1;
+    }
     spec.trace = args.trace.clone();
     spec.exact_vcpus = args.trace_vcpus == TraceVcpus::Exact;
     spec.timeout = args.timeout.map(Duration::from_secs);
@@ -112,6 +118,9 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
     let switch = args.test_switch.as_deref().map(Switch::parse).transpose().map_err(usage)?;
     spec.skip_mirror_unmap = switch == Some(Switch::KeepHostMappings);
     spec.skip_flush = switch == Some(Switch::SkipFlush);
+    if let Some(Switch::SwapFault(fault, after)) = switch {
+        spec.swap_fault = Some((fault, after));
+    }
     spec.layout().map_err(usage)?;
     Ok((spec, switch))
 }
@@ -139,17 +148,17 @@ fn write_report(
     file: File,
     path: Option<&Path>,
     report: &Report,
-    storms: Option<switches::StormReport>,
+    driven: &Driven,
 ) -> Result<(), Failure> {
     #[derive(serde::Serialize)]
     struct Whole<'r> {
         #[serde(flatten)]
         report: &'r Report,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        storm: Option<switches::StormReport>,
+        #[serde(flatten)]
+        driven: &'r Driven,
     }
     let mut file = BufWriter::new(file);
-    serde_json::to_writer_pretty(&mut file, &Whole { report, storm: storms })
+    serde_json::to_writer_pretty(&mut file, &Whole { report, driven })
         .map_err(std::io::Error::other)
         .and_then(|()| file.write_all(b"\n"))
         .and_then(|()| file.flush())

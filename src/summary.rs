@@ -8,7 +8,8 @@ use std::time::Duration;
 use actors::contract::space::Quantiles;
 use skep::Ended;
 
-use crate::switches::StormReport;
+use crate::switches::Driven;
+use crate::tour;
 
 /// "1.23 s", "45.6 ms", "7.8 us", "90 ns".
 pub(crate) fn time(nanoseconds: u64) -> String {
@@ -51,14 +52,14 @@ fn quantiles(of: &Quantiles) -> String {
 }
 
 /// Writes the summary to stderr, if there was a guest. How it ended is said by the caller.
-pub(crate) fn print(ended: &Ended, storm: Option<StormReport>) {
+pub(crate) fn print(ended: &Ended, driven: &Driven) {
     if ended.report.format.is_some() {
-        let text = text(ended, storm);
+        let text = text(ended, driven);
         let _closed = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
     }
 }
 
-fn text(ended: &Ended, storm: Option<StormReport>) -> String {
+fn text(ended: &Ended, driven: &Driven) -> String {
     let report = &ended.report;
     let mut lines = vec![
         String::new(),
@@ -112,7 +113,7 @@ fn text(ended: &Ended, storm: Option<StormReport>) -> String {
         }
         lines.extend(paging::lines(space, report.resident_limit_bytes));
     }
-    if let Some(storm) = storm {
+    if let Some(storm) = driven.storm {
         lines.push(format!(
             "  storm       {} invalidations, {} of pages in use just before and after; {} touches, {} renewals seen",
             storm.invalidations, storm.in_use, storm.touches, storm.renewals
@@ -128,6 +129,7 @@ fn text(ended: &Ended, storm: Option<StormReport>) -> String {
         let patience = Duration::from_secs(3);
         lines.push(format!("  left behind {name}: its thread did not end within {patience:?}"));
     }
+    lines.extend(driven.tour.as_ref().map(tour::table));
     lines.push(String::new());
     lines.join("\n")
 }

@@ -1,21 +1,20 @@
-//! What the monitor does while a guest runs: drives the `storm`, and, for tests of skep
-//! itself, breaks or exercises something on purpose.
+//! What the monitor does while a guest runs: drives the guests that want to be driven, and, for
+//! tests of skep itself, breaks or exercises something on purpose.
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actors::contract::boot::MemoryPort;
-use actors::contract::space::SpaceRequest;
 use actors::contract::vcpu::Break;
-use loader_actor::guests::storm_control::{DATA_PAGES, StormControl, StormTally, control_range};
-use loader_actor::guests::storm_driver::{Mix, Order, Step, StormDriver, Storms};
+use loader_actor::guests;
+use machine::spec::SwapFault;
 use serde::Serialize;
-use skep::{ActorName, GpaRange, Machine, Protection, SpaceError, VcpuId};
-use tokio::sync::oneshot::{self, error::TryRecvError};
+use skep::{ActorName, GpaRange, Machine, Protection, VcpuId};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::cli::RunArgs;
 use crate::say;
+use crate::storm::{self, StormReport};
+use crate::tour::{self, TourReport};
 
 /// Something a test wants done to a running machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +27,10 @@ pub(crate) enum Switch {
     SkipFlush,
     /// Pause and resume the machine, and unmap and map the top of its memory.
     Exercise,
+    /// Page all of the guest's memory out, every few seconds.
+    Sweep,
+    /// Have the swap file fail, after so many calls that go well.
+    SwapFault(SwapFault, u64),
 }
 
 impl Switch {
@@ -37,14 +40,25 @@ impl Switch {
             "keep-host-mappings" => return Ok(Self::KeepHostMappings),
             "skip-flush" => return Ok(Self::SkipFlush),
             "exercise" => return Ok(Self::Exercise),
+            "sweep" => return Ok(Self::Sweep),
             _ => {}
         }
         let unknown = || {
+            let faults: Vec<_> =
+                SwapFault::ALL.iter().map(|(name, _)| format!("swap-{name}")).collect();
             format!(
-                "there is no test switch \"{text}\": there are keep-host-mappings, skip-flush, exercise, and \
-                 ACTOR-panic and ACTOR-hang for machine, pmap, loader, console, tracer and vcpuN"
+                "there is no test switch \"{text}\": there are keep-host-mappings, skip-flush, exercise, sweep, \
+                 ACTOR-panic and ACTOR-hang for machine, pmap, pageout, pagein, loader, console, tracer and vcpuN, \
+                 and, each alone or with :CALLS, {}",
+                faults.join(", ")
             )
         };
+        if let Some(fault) = text.strip_prefix("swap-") {
+            let (name, after) = fault.split_once(':').unwrap_or((fault, "0"));
+            let known = SwapFault::ALL.iter().find(|(known, _)| *known == name);
+            let (_, fault) = known.ok_or_else(unknown)?;
+            return Ok(Self::SwapFault(*fault, after.parse().map_err(|_| unknown())?));
+        }
         let (actor, how) = text.rsplit_once('-').ok_or_else(unknown)?;
         let how = match how {
             "panic" => Break::Panic,
@@ -54,6 +68,8 @@ impl Switch {
         let actor = match actor {
             "machine" => ActorName::Machine,
             "pmap" => ActorName::Pmap,
+            "pageout" => ActorName::Pageout,
+            "pagein" => ActorName::Pagein,
             "loader" => ActorName::Loader,
             "console" => ActorName::Console,
             "tracer" => ActorName::Tracer,
@@ -66,27 +82,32 @@ impl Switch {
     }
 }
 
-/// What a storm was like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct StormReport {
-    /// Rounds begun.
-    pub(crate) rounds: u64,
-    /// Operations that took a translation or a right away.
-    pub(crate) invalidations: u64,
-    /// Of those, on a page the guest used directly before and directly after.
-    pub(crate) in_use: u64,
-    /// Of those, while whose operation the guest used the page.
-    pub(crate) used_meanwhile: u64,
-    /// Touches the guest began.
-    pub(crate) touches: u64,
-    /// Touches that found a newer generation than that vcpu's last.
-    pub(crate) renewals: u64,
-    /// Touches given up because the page was closed.
-    pub(crate) skipped: u64,
+/// What driving a guest brought to light, for the summary and the report.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Driven {
+    /// Of guest `storm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) storm: Option<StormReport>,
+    /// Of guest `tour`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tour: Option<TourReport>,
+    /// Of [`Switch::Sweep`].
+    #[serde(flatten)]
+    pub(crate) sweep: Option<SweepReport>,
 }
 
-/// How many orders of a storm are carried out before a test breaks something.
-const ORDERS_BEFORE_BREAKING: u64 = 100;
+/// What paging out all memory, again and again, was like.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct SweepReport {
+    /// How often.
+    sweeps: u64,
+    /// Pages that left, all together.
+    swept_pages: u64,
+    /// The most that one sweep left in memory: held, wired, or used while they were leaving.
+    most_left_pages: u64,
+    /// The longest that one took.
+    longest_sweep_ms: u64,
+}
 
 /// Does what has to be done while the guest runs. Returns when that is done, or when the
 /// machine has ended.
@@ -98,203 +119,25 @@ pub(crate) fn drive(
     machine: &Machine,
     switch: Option<Switch>,
     args: &RunArgs,
-) -> Result<Option<StormReport>, String> {
+) -> Result<Driven, String> {
     if args.guest.as_deref().is_some_and(|guest| guest.starts_with("storm")) {
-        return storm(machine, switch, args).map(Some);
+        return Ok(Driven {
+            storm: Some(storm::drive(machine, switch, args)?),
+            ..Driven::default()
+        });
+    }
+    if args.guest.as_deref() == Some(guests::tour::GUEST.name) {
+        return Ok(Driven { tour: Some(tour::drive(machine, args)?), ..Driven::default() });
     }
     match switch {
         Some(Switch::Break(actor, how)) => machine.break_(actor, how),
         Some(Switch::Exercise) => exercise(machine)?,
-        Some(Switch::KeepHostMappings | Switch::SkipFlush) | None => {}
-    }
-    Ok(None)
-}
-
-fn storm(
-    machine: &Machine,
-    mut switch: Option<Switch>,
-    args: &RunArgs,
-) -> Result<StormReport, String> {
-    let wanted = args.storm_invalidations;
-    let space = machine.space();
-    // The control words stay where they are for the whole run.
-    let held = [control_range(args.cpus)];
-    space.hold(&held, Protection::READ | Protection::WRITE).map_err(|error| error.to_string())?;
-    let memory = space.memory();
-    let control = StormControl::new(memory, args.cpus);
-    let mut storm = Storm::new(machine, wanted);
-    let mut waited = Wait::default();
-    while !storm.is_over() {
-        if storm.pass(&control)? {
-            waited = Wait::default();
-        } else if waited.is_long() && has_ended(machine) {
-            break;
-        } else {
-            waited.once_more();
+        Some(Switch::Sweep) => {
+            return Ok(Driven { sweep: Some(sweep(machine)?), ..Driven::default() });
         }
-        if storm.orders >= ORDERS_BEFORE_BREAKING
-            && let Some(Switch::Break(actor, how)) = switch.take()
-        {
-            machine.break_(actor, how);
-        }
+        Some(Switch::KeepHostMappings | Switch::SkipFlush | Switch::SwapFault(..)) | None => {}
     }
-    let text = |error: &dyn std::error::Error| error.to_string();
-    control.stop().map_err(|error| text(&error))?;
-    for alarm in control.alarms().map_err(|error| text(&error))? {
-        say(format_args!("the storm guest raised an alarm: {alarm:?}"));
-    }
-    let guest = control.tally().map_err(|error| text(&error))?;
-    let report = storm.report(guest);
-    if !has_ended(machine) && report.in_use < wanted {
-        let found = report.in_use;
-        return Err(format!("the storm hit only {found} pages in use, and {wanted} were wanted"));
-    }
-    Ok(report)
-}
-
-/// Waiting for a guest that runs: it needs nanoseconds if it is on a cpu. If it is not, it needs
-/// ours, and for a while: a thread that merely yields is back before any vcpu that it made
-/// room for (300 rounds of a storm on four vcpus and two cpus took 14 s instead of 0.8 s).
-#[derive(Default)]
-struct Wait(u32);
-
-impl Wait {
-    const LOOKS: u32 = 200;
-    const LET_GO: Duration = Duration::from_micros(20);
-
-    fn is_long(&self) -> bool {
-        self.0 > 0 && self.0.is_multiple_of(Self::LOOKS)
-    }
-
-    fn once_more(&mut self) {
-        self.0 = self.0.wrapping_add(1);
-        if self.is_long() {
-            std::thread::park_timeout(Self::LET_GO);
-        } else {
-            std::hint::spin_loop();
-        }
-    }
-}
-
-fn has_ended(machine: &Machine) -> bool {
-    machine.poll(Duration::ZERO).is_some()
-}
-
-/// How many drivers work at once, each on pages of its own. A round waits for vcpus to touch
-/// a page, and a vcpu that shares its cpu takes time slices to do so: waiting for
-/// several at once costs no more, and removals that wait together share one raise.
-const DRIVERS: u16 = 8;
-
-/// Several drivers at work on one guest.
-struct Storm<'m> {
-    machine: &'m Machine,
-    hands: Vec<Hand>,
-    orders: u64,
-}
-
-/// One driver, and the request it waits for.
-struct Hand {
-    driver: StormDriver,
-    asked: Option<oneshot::Receiver<Result<(), SpaceError>>>,
-    is_done: bool,
-}
-
-impl<'m> Storm<'m> {
-    /// Enough rounds for `wanted` invalidations of pages in use.
-    fn new(machine: &'m Machine, wanted: u64) -> Self {
-        // Three of four rounds invalidate a page in use.
-        let rounds = wanted.div_ceil(DRIVERS.into()).saturating_mul(3) / 2 + 1;
-        let share = DATA_PAGES / DRIVERS;
-        let hand = |number: u16| Hand {
-            driver: StormDriver::one_of_many(
-                number.into(),
-                Mix::WITHOUT_DISCARD,
-                rounds,
-                number * share..(number + 1) * share,
-            ),
-            asked: None,
-            is_done: false,
-        };
-        Self { machine, hands: (0..DRIVERS).map(hand).collect(), orders: 0 }
-    }
-
-    fn is_over(&self) -> bool {
-        self.hands.iter().all(|hand| hand.is_done)
-    }
-
-    /// Lets every driver do what it can now; says whether anything was done.
-    fn pass(&mut self, control: &StormControl<'_>) -> Result<bool, String> {
-        let mut did = false;
-        for hand in &mut self.hands {
-            if let Some(answer) = &mut hand.asked {
-                match answer.try_recv() {
-                    Ok(Ok(())) => hand.asked = None,
-                    Err(TryRecvError::Empty) => continue,
-                    // A machine that has ended refuses everything; its end is the reason.
-                    refused if has_ended(self.machine) => {
-                        tracing::debug!(?refused, "after the end");
-                        self.hands.iter_mut().for_each(|hand| hand.is_done = true);
-                        return Ok(false);
-                    }
-                    refused => return Err(format!("the storm was refused: {refused:?}")),
-                }
-            }
-            if hand.is_done {
-                continue;
-            }
-            match hand.driver.step(control).map_err(|error| error.to_string())? {
-                Step::Do(order) => {
-                    self.orders += 1;
-                    hand.asked = carry_out(self.machine, order)?;
-                    did = true;
-                }
-                Step::Wait => {}
-                Step::Finished => hand.is_done = true,
-            }
-        }
-        Ok(did)
-    }
-
-    fn report(&self, guest: StormTally) -> StormReport {
-        let sum =
-            |of: fn(Storms) -> u64| self.hands.iter().map(|hand| of(hand.driver.storms())).sum();
-        StormReport {
-            rounds: sum(|storms| storms.rounds),
-            invalidations: sum(|storms| storms.invalidations),
-            in_use: sum(|storms| storms.in_use),
-            used_meanwhile: sum(|storms| storms.used_meanwhile),
-            touches: guest.touches,
-            renewals: guest.renewals,
-            skipped: guest.skipped,
-        }
-    }
-}
-
-/// Where the pmap answers an order.
-type Answer = oneshot::Receiver<Result<(), SpaceError>>;
-
-/// Asks for an order to be carried out; nothing comes back for what is done already.
-fn carry_out(machine: &Machine, order: Order) -> Result<Option<Answer>, String> {
-    let (reply, answer) = oneshot::channel();
-    let request = match order {
-        Order::Forget(range) => SpaceRequest::Forget { range, reply },
-        Order::Unmap(range) => SpaceRequest::Unmap { range, reply },
-        Order::Map(range) => SpaceRequest::Map { range, protection: Protection::all(), reply },
-        Order::Protect(range, protection) => SpaceRequest::Protect { range, protection, reply },
-        Order::Discard(_) => return Err("no mix of ours asks for that".to_owned()),
-        Order::Zero(range) => {
-            let memory = machine.space().memory();
-            for word in 0..range.len() / 8 {
-                // Whole words: the guest never sees half of one.
-                let at = GuestAddress(range.start().0 + word * 8);
-                memory.store(0u64, at, Ordering::Relaxed).map_err(|error| error.to_string())?;
-            }
-            return Ok(None);
-        }
-    };
-    // A pmap that is gone drops the question, and the next pass finds out why.
-    drop(machine.space().tell(request));
-    Ok(Some(answer))
+    Ok(Driven::default())
 }
 
 /// How often `exercise` pauses, and how often it unmaps.
@@ -333,4 +176,33 @@ fn exercise(machine: &Machine) -> Result<(), String> {
     }
     say(format_args!("exercised: {PAUSES} pauses, {REMAPS} remaps of {range} while the guest ran"));
     Ok(())
+}
+
+/// How long a guest is left alone between two sweeps.
+const BETWEEN_SWEEPS: Duration = Duration::from_secs(5);
+
+/// Pages all of the guest's memory out, again and again, until the machine has ended.
+fn sweep(machine: &Machine) -> Result<SweepReport, String> {
+    let space = machine.space();
+    let mut report = SweepReport::default();
+    while machine.poll(BETWEEN_SWEEPS).is_none() {
+        let began = Instant::now();
+        let mut left = 0;
+        for range in space.guest_memory().layout().ranges() {
+            match space.page_out(range) {
+                Ok(out) => {
+                    report.swept_pages += out.freed_pages;
+                    left += out.held_pages + out.wired_pages + out.rescued_pages;
+                }
+                // A machine that has ended refuses everything; its end is the reason.
+                Err(_) if machine.poll(Duration::ZERO).is_some() => return Ok(report),
+                Err(error) => return Err(format!("paging out {range} was refused: {error}")),
+            }
+        }
+        report.sweeps += 1;
+        report.most_left_pages = report.most_left_pages.max(left);
+        let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        report.longest_sweep_ms = report.longest_sweep_ms.max(took);
+    }
+    Ok(report)
 }

@@ -7,5 +7,6 @@ mod examples;
 mod flat;
 mod guests;
 mod hostile;
+mod paging;
 mod soft;
 mod support;

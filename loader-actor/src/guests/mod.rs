@@ -9,7 +9,7 @@
 //! plain integer instructions, whatever runs for long runs at CPL 3 with IOPL 3.
 //!
 //! Reading order: [`hello`], [`places`] (what lies where in all the others), [`start`] (how
-//! every vcpu gets in), then the guest at hand; `storm` is a protocol, told at its head.
+//! every vcpu gets in), then the guest at hand; `storm` is a protocol, told at its head, and `tour` an itinerary.
 
 use actors::Gpa;
 use actors::contract::boot::EntryState;
@@ -30,6 +30,7 @@ pub mod storm_control;
 pub mod storm_driver;
 mod tables;
 pub mod toucher;
+pub mod tour;
 
 /// Bytes to place in the guest's memory, and where.
 pub type Piece = (Gpa, Vec<u8>);
@@ -118,6 +119,7 @@ pub const ALL: &[&Guest] = &[
     &storm::GUEST_AT_CPL_0,
     &spin::GUEST,
     &toucher::GUEST,
+    &tour::GUEST,
     &loops::GUEST,
 ];
 

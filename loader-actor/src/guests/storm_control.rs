@@ -34,7 +34,7 @@
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 
-use actors::{Gpa, GpaRange, PAGE_SIZE};
+use actors::{Gpa, GpaRange, PAGE_SIZE, PageSize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::Piece;
@@ -122,6 +122,16 @@ pub fn control_range(vcpus: u16) -> GpaRange {
 #[must_use]
 pub fn data_range() -> GpaRange {
     GpaRange::new(DATA, u64::from(DATA_PAGES) * PAGE_SIZE).expect("whole pages")
+}
+
+/// The block of 2 MiB that the data pages are the beginning of: what may become a superpage.
+///
+/// # Panics
+///
+/// Never: [`DATA`] is the start of a block.
+#[must_use]
+pub fn data_block() -> GpaRange {
+    GpaRange::new(DATA, PageSize::Size2MiB.bytes()).expect("a block")
 }
 
 /// Data page `index`.

@@ -9,7 +9,12 @@
 //!             (g, changing), drained, used, Zero, (g + 1, open), used
 //!   replace   used, (g, closed), drained, Unmap, Map, (g + 1, open), used
 //!   discard   used, (g, changing), drained, used, Discard, (g + 1, open), used
+//!   harvest   used, Harvest, used
+//!   page out  used, PageOut, used
+//!   promote   used, Promote, used
 //! ```
+//!
+//! The last three keep the contents, as *forget* does, and are under full fire like it.
 //!
 //! *used* waits until some vcpu has looked at the page and checked it once more; *drained*
 //! waits until every touch that was under way is over (M3 in `storm.rs`). So an order with
@@ -26,7 +31,7 @@ use std::ops::Range;
 use actors::{GpaRange, Protection};
 
 use super::storm_control::{
-    ControlError, DATA_PAGES, FIRST_GENERATION, Mode, StormControl, data_page,
+    ControlError, DATA_PAGES, FIRST_GENERATION, Mode, StormControl, data_block, data_page,
 };
 
 /// What whoever drives the storm has to do now, to completion, before the next step.
@@ -45,6 +50,12 @@ pub enum Order {
     Discard(GpaRange),
     /// Write zeroes there, through the monitor's own view of guest memory.
     Zero(GpaRange),
+    /// Read and clear accessed and modified bits.
+    Harvest(GpaRange),
+    /// Take the page out of memory.
+    PageOut(GpaRange),
+    /// Make a superpage of it, where that can be.
+    Promote(GpaRange),
 }
 
 /// What comes next.
@@ -72,13 +83,20 @@ pub struct Mix {
     pub replace: u32,
     /// Unmap and map at once, in use by readers: for whoever can do that.
     pub discard: u32,
+    /// Harvest a page, in full use.
+    pub harvest: u32,
+    /// Page one out, in full use: for whoever has somewhere to put it.
+    pub page_out: u32,
+    /// Ask for a superpage, in full use.
+    pub promote: u32,
 }
 
 impl Mix {
     /// Everything that can be done with one request after the other.
-    pub const WITHOUT_DISCARD: Self = Self { forget: 2, protect: 1, replace: 1, discard: 0 };
+    pub const WITHOUT_DISCARD: Self = Self { discard: 0, ..Self::ALL };
     /// Everything.
-    pub const ALL: Self = Self { forget: 2, protect: 1, replace: 1, discard: 2 };
+    pub const ALL: Self =
+        Self { forget: 2, protect: 1, replace: 1, discard: 2, harvest: 1, page_out: 1, promote: 1 };
 }
 
 /// What was done so far.
@@ -315,6 +333,9 @@ impl StormDriver {
                 A::Renew,
                 A::Used,
             ],
+            Script::Harvest => &[A::Used, A::Order(Order::Harvest(range)), A::Used],
+            Script::PageOut => &[A::Used, A::Order(Order::PageOut(range)), A::Used],
+            Script::Promote => &[A::Used, A::Order(Order::Promote(data_block())), A::Used],
             Script::Discard => &[
                 A::Used,
                 A::Mode(Mode::Changing),
@@ -334,6 +355,9 @@ impl StormDriver {
             (Script::Protect, self.mix.protect),
             (Script::Replace, self.mix.replace),
             (Script::Discard, self.mix.discard),
+            (Script::Harvest, self.mix.harvest),
+            (Script::PageOut, self.mix.page_out),
+            (Script::Promote, self.mix.promote),
         ];
         let total: u64 = weights.iter().map(|&(_, weight)| u64::from(weight)).sum();
         let mut drawn = self.draw().checked_rem(total).unwrap_or(0);
@@ -365,6 +389,9 @@ enum Script {
     Protect,
     Replace,
     Discard,
+    Harvest,
+    PageOut,
+    Promote,
 }
 
 impl Order {
@@ -372,9 +399,13 @@ impl Order {
     #[must_use]
     pub fn invalidates(&self) -> bool {
         match self {
-            Self::Forget(_) | Self::Unmap(_) | Self::Discard(_) => true,
+            Self::Forget(_)
+            | Self::Unmap(_)
+            | Self::Discard(_)
+            | Self::Harvest(_)
+            | Self::PageOut(_) => true,
             Self::Protect(_, allowed) => !allowed.contains(Protection::WRITE),
-            Self::Map(_) | Self::Zero(_) => false,
+            Self::Map(_) | Self::Zero(_) | Self::Promote(_) => false,
         }
     }
 }

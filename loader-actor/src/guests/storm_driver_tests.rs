@@ -80,7 +80,8 @@ impl Puppet {
 
 /// A mix of one script.
 fn only(set: fn(&mut Mix)) -> Mix {
-    let mut mix = Mix { forget: 0, protect: 0, replace: 0, discard: 0 };
+    let mut mix =
+        Mix { forget: 0, protect: 0, replace: 0, discard: 0, harvest: 0, page_out: 0, promote: 0 };
     set(&mut mix);
     mix
 }
@@ -154,14 +155,20 @@ fn a_touch_of_another_page_is_not_waited_for() {
 fn the_guests_own_counters_decide_what_was_in_use() {
     let rounds = 50;
     let of = |mix| Puppet::begun().all_orders(9, mix, rounds).1;
-    for mix in
-        [only(|mix| mix.forget = 1), only(|mix| mix.protect = 1), only(|mix| mix.discard = 1)]
-    {
+    for mix in [
+        only(|mix| mix.forget = 1),
+        only(|mix| mix.protect = 1),
+        only(|mix| mix.discard = 1),
+        only(|mix| mix.harvest = 1),
+        only(|mix| mix.page_out = 1),
+    ] {
         let storms = of(mix);
         assert_eq!((storms.invalidations, storms.in_use), (rounds, rounds), "{mix:?}");
     }
     let replaced = of(only(|mix| mix.replace = 1));
     assert_eq!((replaced.invalidations, replaced.in_use), (rounds, 0));
+    // A superpage takes nothing away.
+    assert_eq!(of(only(|mix| mix.promote = 1)).invalidations, 0);
 }
 
 #[test]

@@ -187,7 +187,11 @@ impl Model {
                 }
                 self.parts.extend(drops(page));
             }
-            Order::Protect(range, _) => self.parts.extend(drops(page_of(range))),
+            Order::Protect(range, _) | Order::Harvest(range) | Order::PageOut(range) => {
+                self.parts.extend(drops(page_of(range)));
+            }
+            // Nothing that a vcpu could notice.
+            Order::Promote(_) => {}
             Order::Unmap(range) => {
                 let page = page_of(range);
                 self.parts.push_back(Part::Hole(page));
