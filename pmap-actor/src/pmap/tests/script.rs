@@ -31,6 +31,8 @@ enum Step {
     Touch(u64, Access, Wanted),
     /// So does it with every page of a block.
     TouchBlock(u64, Access, Wanted),
+    /// And then somebody promotes it.
+    PromoteTouched(u64, Access, Wanted),
 }
 
 struct World {
@@ -162,6 +164,12 @@ impl World {
                 (*at..at + PAGES).for_each(|page| self.touch(page, *access, *wanted));
                 Op::Walk(*at, *access)
             }
+            Step::PromoteTouched(at, access, wanted) => {
+                (*at..at + PAGES).for_each(|page| self.touch(page, *access, *wanted));
+                let promote = Op::Promote(*at, Unaccessed::Refuse);
+                self.apply(&promote);
+                promote
+            }
         };
         // Each step looks at a few pages, the end at all.
         self.check(&last, ALL.filter(|number| number % 61 == 0 || PLACES.contains(number)));
@@ -279,12 +287,13 @@ fn operation() -> impl Strategy<Value = Op> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let memory = wanted().prop_map(|wanted| Wanted { attribute: Attribute::MEMORY, ..wanted });
+    let memory = || wanted().prop_map(|wanted| Wanted { attribute: Attribute::MEMORY, ..wanted });
     prop_oneof![
         4 => operation().prop_map(Step::One),
-        2 => (some_block(), unaccessed()).prop_map(|(at, how)| Step::One(Op::Promote(at, how))),
-        2 => (some_block(), some_access(), memory)
+        1 => (some_block(), some_access(), memory())
             .prop_map(|(at, access, wanted)| Step::TouchBlock(at, access, wanted)),
+        3 => (some_block(), some_access(), memory())
+            .prop_map(|(at, access, wanted)| Step::PromoteTouched(at, access, wanted)),
         3 => (somewhere(), some_access(), wanted())
             .prop_map(|(at, access, wanted)| Step::Touch(at, access, wanted)),
     ]
@@ -292,7 +301,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A few, or as many as are asked for.
 fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(24)
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(12)
 }
 
 proptest! {
