@@ -38,6 +38,19 @@ pub trait SecondStage: Send {
     /// [`NestedRefusal`].
     fn translate(&mut self, gpa: u64, access: Access) -> Result<NestedPage, NestedRefusal>;
 
+    /// The same for an access of the guest's. What led to the tables' leaves may be remembered from earlier calls, until
+    /// [`SecondStage::forget`]; what is refused must be refused by the tables of now.
+    ///
+    /// # Errors
+    ///
+    /// [`NestedRefusal`].
+    fn translate_again(&mut self, gpa: u64, access: Access) -> Result<NestedPage, NestedRefusal> {
+        self.translate(gpa, access)
+    }
+
+    /// The processor forgets every translation: so must whoever remembers for it.
+    fn forget(&mut self) {}
+
     /// Whether an access to the guest's own page tables counts as a store (Intel SDM vol. 3, "Accessed and Dirty
     /// Flags for EPT": it does when the walker sets those flags).
     fn walks_are_stores(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Recent answers of the nested tables, for the guest's own page tables above all: a walk in two dimensions
+//! Recent answers of the nested tables, for the guest's own page tables and code: a walk in two dimensions
 //! would otherwise read twenty-four entries. Emptied with the generation, like every other translation.
 
 use crate::guest_memory::PAGE;

@@ -107,6 +107,7 @@ impl Processor {
     pub fn flush(&mut self) {
         self.cpu.flush_translations();
         self.cpu.nested.flush();
+        self.cpu.second_stage.forget();
         self.cache.clear();
     }
 

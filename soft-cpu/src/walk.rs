@@ -6,7 +6,7 @@
 
 use crate::cpu::{Cpu, cr0, cr4, efer};
 use crate::event::{Access, Event, Exception, NestedFault, Raised};
-use crate::guest_memory::PAGE;
+use crate::guest_memory::{HostPage, PAGE};
 use crate::nested::{NestedPage, NestedRefusal};
 use crate::width::{B4, B8, Width};
 
@@ -44,7 +44,8 @@ pub(crate) struct Linear {
 }
 
 /// Recent last-level tables of long mode: what the levels above them say together. The paging-structure caches of
-/// hardware (Intel SDM vol. 3, "Caching Translation Information"): present entries only, gone with any flush.
+/// hardware (Intel SDM vol. 3, "Caching Translation Information"): present entries only, gone with any flush, be
+/// it of the guest's translations or of the nested ones.
 pub(crate) struct WalkCache {
     entries: Box<[Walked; WALKED]>,
     epoch: u64,
@@ -59,7 +60,8 @@ struct Walked {
     region: u64,
     /// When it was walked; 0 for never.
     epoch: u64,
-    table: u64,
+    /// The table, and where it is by the nested tables: readable, and writable where a walk counts as a store.
+    table: Option<(u64, HostPage)>,
     writable: bool,
     for_users: bool,
     no_execute: bool,
@@ -79,17 +81,24 @@ impl WalkCache {
         region as usize & (WALKED - 1)
     }
 
+    #[inline(always)]
     fn get(&self, address: u64) -> Option<Walked> {
         let region = address >> 21;
         let walked = self.entries[Self::index(region)];
         (walked.region == region && walked.epoch == self.epoch).then_some(walked)
     }
 
-    fn put(&mut self, walk: &Walk, table: u64) {
+    fn put(&mut self, walk: &Walk, table: u64, page: HostPage) {
         let region = walk.address >> 21;
         let Walk { writable, for_users, no_execute, .. } = *walk;
-        self.entries[Self::index(region)] =
-            Walked { region, epoch: self.epoch, table, writable, for_users, no_execute };
+        self.entries[Self::index(region)] = Walked {
+            region,
+            epoch: self.epoch,
+            table: Some((table, page)),
+            writable,
+            for_users,
+            no_execute,
+        };
     }
 }
 
@@ -112,7 +121,57 @@ impl Cpu {
     }
 
     /// Translates for `access`, with the rights of a user or of the supervisor; sets accessed and dirty bits.
+    #[inline(always)]
     pub(crate) fn walk(
+        &mut self,
+        address: u64,
+        access: Access,
+        user: bool,
+    ) -> Result<Linear, Raised> {
+        match self.walk_at_last_table(address, access, user) {
+            Some(linear) => Ok(linear),
+            None => self.walk_from_root(address, access, user),
+        }
+    }
+
+    /// Most walks: the last table is known, and its entry leaves nothing to set and nothing to refuse. In all other
+    /// cases nothing has happened.
+    #[inline(always)]
+    fn walk_at_last_table(&self, address: u64, access: Access, user: bool) -> Option<Linear> {
+        if !self.is_long() {
+            return None;
+        }
+        let Walked { table, writable, for_users, no_execute, .. } = self.walked.get(address)?;
+        let (_, page) = table?;
+        let entry = page.at(address >> 9 & 0xff8).load::<B8>();
+        let wanted =
+            pte::PRESENT | pte::ACCESSED | if access == Access::Write { pte::DIRTY } else { 0 };
+        if entry & (wanted | self.reserved_in_long_mode()) != wanted {
+            return None;
+        }
+        let walk = Walk {
+            address,
+            access,
+            user,
+            writable: writable && entry & pte::WRITABLE != 0,
+            for_users: for_users && entry & pte::USER != 0,
+            no_execute: no_execute || entry & pte::NO_EXECUTE != 0,
+        };
+        self.allows(&walk).then(|| Linear {
+            gpa: entry & self.frame_mask() | address & (PAGE - 1),
+            writable: self.may_write(&walk) && entry & pte::DIRTY != 0,
+            large: None,
+        })
+    }
+
+    /// Bits that no entry of long mode may have.
+    fn reserved_in_long_mode(&self) -> u64 {
+        let high = (!0 << PHYSICAL_BITS) & ((1 << 52) - 1);
+        if self.efer & efer::NXE == 0 { high | pte::NO_EXECUTE } else { high }
+    }
+
+    #[cold]
+    fn walk_from_root(
         &mut self,
         address: u64,
         access: Access,
@@ -169,30 +228,34 @@ impl Cpu {
         mut table: u64,
         mut level: u32,
     ) -> Result<Option<Linear>, Raised> {
+        let mut known = None;
         if level == 4
             && let Some(walked) = self.walked.get(walk.address)
+            && let Some((last, page)) = walked.table
         {
             walk.writable = walked.writable;
             walk.for_users = walked.for_users;
             walk.no_execute = walked.no_execute;
-            (table, level) = (walked.table, 1);
+            (table, level, known) = (last, 1, Some(page));
         }
-        let reserved_high = (!0 << PHYSICAL_BITS) & ((1 << 52) - 1);
-        let reserved_high =
-            if self.is_long() { reserved_high } else { reserved_high | 0x7ff << 52 };
+        let above_long = if self.is_long() { 0 } else { 0x7ff << 52 };
         loop {
             let shift = 12 + 9 * (level - 1);
             let at = table | (walk.address >> shift & 511) << 3;
-            let entry = self.read_entry::<B8>(at, &walk)?;
+            let page = match known {
+                Some(page) => page,
+                None => self.table_page(at, &walk)?,
+            };
+            if level == 1 && known.is_none() && self.is_long() {
+                self.walked.put(&walk, table, page);
+            }
+            let entry = page.at(at).load::<B8>();
             if entry & pte::PRESENT == 0 {
                 return Err(self.page_fault(&walk, 0));
             }
             let no_execute = entry & pte::NO_EXECUTE != 0;
             let is_leaf = level == 1 || level < 4 && entry & pte::LARGE != 0;
-            let mut reserved = reserved_high;
-            if self.efer & efer::NXE == 0 {
-                reserved |= pte::NO_EXECUTE;
-            }
+            let mut reserved = self.reserved_in_long_mode() | above_long;
             if level == 4 {
                 reserved |= pte::LARGE;
             } else if is_leaf && level > 1 {
@@ -215,9 +278,6 @@ impl Cpu {
             }
             table = entry & self.frame_mask();
             level -= 1;
-            if level == 1 && self.is_long() {
-                self.walked.put(&walk, table);
-            }
         }
     }
 
@@ -257,7 +317,6 @@ impl Cpu {
         if !self.allows(walk) {
             return Err(self.page_fault(walk, code::PRESENT));
         }
-        let may_write = walk.writable || !walk.user && self.cr0 & cr0::WP == 0;
         let mut wanted = pte::ACCESSED;
         if walk.access == Access::Write {
             wanted |= pte::DIRTY;
@@ -279,11 +338,16 @@ impl Cpu {
         let first = walk.address & !(size - 1);
         Ok(Some(Linear {
             gpa: frame | walk.address & (size - 1),
-            writable: may_write && entry & pte::DIRTY != 0,
+            writable: self.may_write(walk) && entry & pte::DIRTY != 0,
             large: (shift > 12).then_some((first, first + (size - 1))),
         }))
     }
 
+    fn may_write(&self, walk: &Walk) -> bool {
+        walk.writable || !walk.user && self.cr0 & cr0::WP == 0
+    }
+
+    #[inline(always)]
     fn allows(&self, walk: &Walk) -> bool {
         let excused = self.has(crate::flags::AC) && !self.is_implicit;
         let trespass = self.cr4 & cr4::SMAP != 0 && !excused;
@@ -320,10 +384,14 @@ impl Cpu {
     }
 
     fn read_entry<W: Width>(&mut self, at: u64, walk: &Walk) -> Result<u64, Raised> {
+        Ok(self.table_page(at, walk)?.at(at).load::<W>())
+    }
+
+    /// Where the table is that has an entry at `at`.
+    fn table_page(&mut self, at: u64, walk: &Walk) -> Result<HostPage, Raised> {
         let access =
             if self.second_stage.walks_are_stores() { Access::Write } else { Access::Read };
-        let page = self.nested_page(at, access, walk.address, true)?;
-        Ok(page.host.at(at).load::<W>())
+        Ok(self.nested_page(at, access, walk.address, true)?.host)
     }
 
     /// Sets bits of an entry that still is `entry`; whether it was.
@@ -341,7 +409,27 @@ impl Cpu {
     }
 
     /// The second dimension: where a guest-physical page is, or why not.
+    ///
+    /// Tables and code have a cache for themselves. Data goes without: a page of data that is used again soon is
+    /// in the soft TLB, and the others would only drive the tables out.
+    #[inline(always)]
     pub(crate) fn nested_page(
+        &mut self,
+        gpa: u64,
+        access: Access,
+        gva: u64,
+        is_table_walk: bool,
+    ) -> Result<NestedPage, Raised> {
+        if is_table_walk || access == Access::Execute {
+            return self.nested_page_kept(gpa, access, gva, is_table_walk);
+        }
+        match self.second_stage.translate_again(gpa, access) {
+            Ok(page) => Ok(page),
+            Err(refusal) => Err(self.nested_refusal(refusal, gpa, access, gva, is_table_walk)),
+        }
+    }
+
+    fn nested_page_kept(
         &mut self,
         gpa: u64,
         access: Access,
@@ -358,23 +446,35 @@ impl Cpu {
         {
             return Ok(page);
         }
-        match self.second_stage.translate(gpa, access) {
+        match self.second_stage.translate_again(gpa, access) {
             Ok(page) => {
                 self.nested.put(gpa, page);
                 Ok(page)
             }
-            Err(NestedRefusal::Violation(allowed)) => {
+            Err(refusal) => Err(self.nested_refusal(refusal, gpa, access, gva, is_table_walk)),
+        }
+    }
+
+    #[cold]
+    fn nested_refusal(
+        &mut self,
+        refusal: NestedRefusal,
+        gpa: u64,
+        access: Access,
+        gva: u64,
+        is_table_walk: bool,
+    ) -> Raised {
+        match refusal {
+            NestedRefusal::Violation(allowed) => {
                 let rip = self.rip;
                 let cr3 = self.cr3;
                 let fault = NestedFault { gpa, access, gva, is_table_walk, allowed, rip, cr3 };
-                Err(self.raise(Event::Nested(fault)))
+                self.raise(Event::Nested(fault))
             }
-            Err(NestedRefusal::Misconfigured(broken)) => {
-                Err(self.raise(Event::Misconfigured(broken)))
-            }
+            NestedRefusal::Misconfigured(broken) => self.raise(Event::Misconfigured(broken)),
             // Page tables or code where only devices are: nothing answers, all ones; as a machine would, the
             // guest gets what it asked for, a fault it cannot handle.
-            Err(NestedRefusal::Device) => Err(self.raise(Event::NoMemory { gpa, access })),
+            NestedRefusal::Device => self.raise(Event::NoMemory { gpa, access }),
         }
     }
 }

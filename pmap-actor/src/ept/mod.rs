@@ -15,11 +15,13 @@
 //! *block*.
 //!
 //! Reading order: [`masks`] (which bit means what), [`attribute`], [`entry`] (what an entry says) →
-//! [`tables`] (the writer) → [`view`] (the readers, and how they and the writer share an entry).
+//! [`tables`] (the writer) → [`view`] (the readers, and how they and the writer share an entry) → [`last_tables`] (a
+//! reader that remembers how far it came).
 
 mod arena;
 pub mod attribute;
 pub mod entry;
+pub mod last_tables;
 pub mod masks;
 pub mod tables;
 pub mod view;

@@ -34,7 +34,8 @@
 //!
 //! Only a vcpu in the guest can rely on the answer, and only until it leaves: a table page that
 //! was taken out of the tree is reused when the shootdown is over, and the shootdown waits
-//! only for those in the guest. For anybody else the answer is a guess about the past.
+//! only for those in the guest. For anybody else the answer is a guess about the past. The same
+//! rule lets a vcpu remember table pages until its next flush ([`LastTables`](super::last_tables)).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,7 +119,25 @@ impl Refused {
 }
 
 /// An entry changed under the reader.
-struct Changed;
+pub(super) struct Changed;
+
+/// Where a descent ended.
+pub(super) struct Leaf<'a> {
+    place: &'a AtomicU64,
+    entry: u64,
+    pub(super) level: u32,
+    /// The bits that all entries on the way to its table have.
+    pub(super) common: u64,
+    /// The table it is in.
+    pub(super) table: TableFrame,
+}
+
+impl Leaf<'_> {
+    /// `common` once the leaf has been used: who uses it marks the way to it.
+    pub(super) fn common_when_used(&self) -> u64 {
+        self.common | ACCESSED
+    }
+}
 
 impl View {
     /// The leaf that translates `gpa`, if there is one: as the pmap reads it, valid bit and
@@ -166,25 +185,56 @@ impl View {
         gpa: Gpa,
         access: Access,
     ) -> Result<Result<Translation, Refused>, Changed> {
+        match self.descend(gpa) {
+            Ok(leaf) => self.use_leaf(&leaf, gpa, access),
+            Err(refused) => Ok(Err(refused)),
+        }
+    }
+
+    /// Goes down to the leaf, and leaves no trace.
+    pub(super) fn descend(&self, gpa: Gpa) -> Result<Leaf<'_>, Refused> {
         let mut table = TableFrame::ROOT;
         let mut common = !0;
         let mut level = 4;
-        let (place, entry) = loop {
+        loop {
             let place = self.arena.place(&table, gpa, level);
             let entry = place.load(Ordering::Acquire); // T2: pairs with T1.
             if Masks::is_misconfigured(entry, level, self.flags) {
-                return Ok(Err(Refused::Misconfigured { level, entry }));
+                return Err(Refused::Misconfigured { level, entry });
             }
             if entry & (READ | WRITE | EXECUTE) == 0 {
-                return Ok(Err(Refused::violation(0)));
+                return Err(Refused::violation(0));
             }
             if Masks::is_leaf(entry, level) {
-                break (place, entry);
+                return Ok(Leaf { place, entry, level, common, table });
             }
             common &= entry;
             table = TableFrame(entry & FRAME_MASK);
             level -= 1;
-        };
+        }
+    }
+
+    /// The leaf for `gpa` in a last table that was found before, if it has one that hardware would take. `common` is
+    /// what [`Leaf::common`] was then.
+    #[inline]
+    pub(super) fn leaf_in(&self, table: u64, common: u64, gpa: Gpa) -> Option<Leaf<'_>> {
+        let table = TableFrame(table);
+        let place = self.arena.place(&table, gpa, 1);
+        let entry = place.load(Ordering::Acquire); // T2: pairs with T1.
+        let is_good =
+            entry & (READ | WRITE | EXECUTE) != 0 && !Masks::is_misconfigured(entry, 1, self.flags);
+        is_good.then_some(Leaf { place, entry, level: 1, common, table })
+    }
+
+    /// Checks rights, and sets accessed and dirty bits as far as the tables are for it.
+    #[inline]
+    pub(super) fn use_leaf(
+        &self,
+        leaf: &Leaf<'_>,
+        gpa: Gpa,
+        access: Access,
+    ) -> Result<Result<Translation, Refused>, Changed> {
+        let Leaf { place, entry, level, common, .. } = *leaf;
         let rights = common & entry & (READ | WRITE | EXECUTE);
         let needed = u64::from(access.needs().bits());
         if rights & needed == 0 {

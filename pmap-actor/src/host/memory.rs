@@ -286,6 +286,7 @@ impl GuestMemory {
     /// * A touch of a frame that does not exist makes it exist, and where the host has no
     ///   memory left that ends the process. Frames that the tables lead to exist.
     #[must_use]
+    #[inline]
     pub fn host_of_frame(&self, frame: u64, bytes: u64) -> Option<NonNull<u8>> {
         let end = frame.checked_add(bytes)?;
         let (view, region) = self.views.iter().zip(self.backing.iter()).find(|(view, _)| {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use actors::{Access, Gpa, PAGE_SIZE};
 use pmap_actor::completed::Completed;
-use pmap_actor::ept::view::{Refused, View};
+use pmap_actor::ept::last_tables::LastTables;
+use pmap_actor::ept::view::{Refused, Translation};
 use pmap_actor::host::memory::GuestMemory;
 use shootdown::Generation;
 use soft_cpu::SecondStage;
@@ -16,25 +17,28 @@ use soft_cpu::nested::{NestedPage, NestedRefusal};
 
 /// Walks the tables of one vmspace for one vcpu.
 pub(super) struct Tables {
-    pub(super) view: View,
+    pub(super) last: LastTables,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) completed: Completed,
     /// What the last flush was told.
     pub(super) filled_at: Arc<std::sync::atomic::AtomicU64>,
 }
 
-impl SecondStage for Tables {
-    fn translate(&mut self, gpa: u64, access: event::Access) -> Result<NestedPage, NestedRefusal> {
-        let at = Gpa(gpa);
-        let access = match access {
-            event::Access::Read => Access::Read,
-            event::Access::Write => Access::Write,
-            event::Access::Execute => Access::Execute,
-        };
-        let translation = self.view.translate(at, access).map_err(|refused| match refused {
+fn kind(access: event::Access) -> Access {
+    match access {
+        event::Access::Read => Access::Read,
+        event::Access::Write => Access::Write,
+        event::Access::Execute => Access::Execute,
+    }
+}
+
+impl Tables {
+    #[cold]
+    fn refusal(&self, gpa: u64, refused: Refused) -> NestedRefusal {
+        match refused {
             // Beyond memory nothing is ever mapped: devices are there, or nobody.
             Refused::Violation { .. }
-                if !self.memory.layout().ranges().any(|range| range.contains(at)) =>
+                if !self.memory.layout().ranges().any(|range| range.contains(Gpa(gpa))) =>
             {
                 NestedRefusal::Device
             }
@@ -44,7 +48,16 @@ impl SecondStage for Tables {
             Refused::Misconfigured { level, entry } => {
                 NestedRefusal::Misconfigured(Misconfiguration { gpa, level, entry })
             }
-        })?;
+        }
+    }
+
+    /// The answer for the processor.
+    fn page(
+        &self,
+        gpa: u64,
+        answer: Result<Translation, Refused>,
+    ) -> Result<NestedPage, NestedRefusal> {
+        let translation = answer.map_err(|refused| self.refusal(gpa, refused))?;
         let frame = translation.frame + (gpa & (translation.bytes - 1) & !(PAGE_SIZE - 1));
         let Some(host) = self.memory.host_of_frame(frame, PAGE_SIZE) else {
             // An entry that leads beyond the memory object: nobody of ours makes such.
@@ -64,6 +77,25 @@ impl SecondStage for Tables {
             executable: translation.executable,
         })
     }
+}
+
+impl SecondStage for Tables {
+    fn translate(&mut self, gpa: u64, access: event::Access) -> Result<NestedPage, NestedRefusal> {
+        self.page(gpa, self.last.view().translate(Gpa(gpa), kind(access)))
+    }
+
+    fn translate_again(
+        &mut self,
+        gpa: u64,
+        access: event::Access,
+    ) -> Result<NestedPage, NestedRefusal> {
+        let answer = self.last.translate(Gpa(gpa), kind(access));
+        self.page(gpa, answer)
+    }
+
+    fn forget(&mut self) {
+        self.last.forget();
+    }
 
     fn filled_at(&self) -> u64 {
         // The same thread wrote it.
@@ -76,6 +108,6 @@ impl SecondStage for Tables {
     }
 
     fn walks_are_stores(&self) -> bool {
-        self.view.has_hardware_ad()
+        self.last.view().has_hardware_ad()
     }
 }

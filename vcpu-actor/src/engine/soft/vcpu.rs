@@ -9,6 +9,7 @@ use actors::contract::space::{FaultOrigin, NestedFault};
 use actors::{Access, Gpa, Gva, VcpuId};
 use devices::apic::{LocalApic, Signals};
 use parking_lot::Mutex;
+use pmap_actor::ept::last_tables::LastTables;
 use pmap_actor::handle::SpaceHandle;
 use shootdown::{Generation, InGuest};
 use soft_cpu::event::{self, DeviceAccess};
@@ -42,7 +43,7 @@ impl SoftVcpu {
     pub(super) fn new(id: VcpuId, common: Arc<Common>, space: &SpaceHandle) -> Self {
         let filled_at = Arc::new(AtomicU64::new(0));
         let tables = Tables {
-            view: space.view(),
+            last: LastTables::new(space.view()),
             memory: space.guest_memory().clone(),
             completed: space.completed(),
             filled_at: filled_at.clone(),
