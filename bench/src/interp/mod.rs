@@ -4,7 +4,9 @@
 //! host's KVM, in turns. Time is cpu time of whoever executes the loop (in the KVM guest: its own counter), so that
 //! a busy host costs little but noise. Whoever is not here is said to be absent.
 
+mod bochs;
 mod boot;
+mod disk;
 mod guest;
 mod measure;
 mod native;
@@ -127,9 +129,11 @@ pub(crate) fn run(args: &InterpArgs) -> Result<InterpReport, BenchError> {
         }
         None => absent.push(format!("QEMU TCG: {} is not installed", qemu::PROGRAM)),
     }
-    absent.push(
-        "Bochs: this benchmark does not drive it; reference figures are in its README".to_owned(),
-    );
+    if bochs::version().is_some() {
+        contenders.push(Contender::new("Bochs", || Ok(Box::new(bochs::Bochs::start()?))));
+    } else {
+        absent.push(format!("Bochs: {} is not installed", bochs::PROGRAM));
+    }
     let all = args.only.is_empty() && args.boot.is_none();
     let asked = |row: &Row| all || args.only.iter().any(|name| name == row.name);
     let mut measured: Vec<Measured> =
