@@ -122,7 +122,7 @@ impl Refused {
 pub(super) struct Changed;
 
 /// Where a descent ended.
-pub(super) struct Leaf<'a> {
+pub(super) struct Landing<'a> {
     place: &'a AtomicU64,
     entry: u64,
     pub(super) level: u32,
@@ -132,7 +132,7 @@ pub(super) struct Leaf<'a> {
     pub(super) table: TableFrame,
 }
 
-impl Leaf<'_> {
+impl Landing<'_> {
     /// `common` once the leaf has been used: who uses it marks the way to it.
     pub(super) fn common_when_used(&self) -> u64 {
         self.common | ACCESSED
@@ -192,7 +192,7 @@ impl View {
     }
 
     /// Goes down to the leaf, and leaves no trace.
-    pub(super) fn descend(&self, gpa: Gpa) -> Result<Leaf<'_>, Refused> {
+    pub(super) fn descend(&self, gpa: Gpa) -> Result<Landing<'_>, Refused> {
         let mut table = TableFrame::ROOT;
         let mut common = !0;
         let mut level = 4;
@@ -206,7 +206,7 @@ impl View {
                 return Err(Refused::violation(0));
             }
             if Masks::is_leaf(entry, level) {
-                return Ok(Leaf { place, entry, level, common, table });
+                return Ok(Landing { place, entry, level, common, table });
             }
             common &= entry;
             table = TableFrame(entry & FRAME_MASK);
@@ -215,26 +215,26 @@ impl View {
     }
 
     /// The leaf for `gpa` in a last table that was found before, if it has one that hardware would take. `common` is
-    /// what [`Leaf::common`] was then.
+    /// what [`Landing::common`] was then.
     #[inline]
-    pub(super) fn leaf_in(&self, table: u64, common: u64, gpa: Gpa) -> Option<Leaf<'_>> {
+    pub(super) fn leaf_in(&self, table: u64, common: u64, gpa: Gpa) -> Option<Landing<'_>> {
         let table = TableFrame(table);
         let place = self.arena.place(&table, gpa, 1);
         let entry = place.load(Ordering::Acquire); // T2: pairs with T1.
         let is_good =
             entry & (READ | WRITE | EXECUTE) != 0 && !Masks::is_misconfigured(entry, 1, self.flags);
-        is_good.then_some(Leaf { place, entry, level: 1, common, table })
+        is_good.then_some(Landing { place, entry, level: 1, common, table })
     }
 
     /// Checks rights, and sets accessed and dirty bits as far as the tables are for it.
     #[inline]
     pub(super) fn use_leaf(
         &self,
-        leaf: &Leaf<'_>,
+        leaf: &Landing<'_>,
         gpa: Gpa,
         access: Access,
     ) -> Result<Result<Translation, Refused>, Changed> {
-        let Leaf { place, entry, level, common, .. } = *leaf;
+        let Landing { place, entry, level, common, .. } = *leaf;
         let rights = common & entry & (READ | WRITE | EXECUTE);
         let needed = u64::from(access.needs().bits());
         if rights & needed == 0 {
