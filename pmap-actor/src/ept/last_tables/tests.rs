@@ -6,7 +6,7 @@ use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use actors::{GpaRange, PAGE_SIZE, Protection};
 
 use super::super::arena::TableFrame;
-use super::super::masks::{FRAME_MASK, PmapFlags};
+use super::super::masks::{FRAME_MASK, PmapFlags, PmapType};
 use super::super::tables::Tables;
 use super::*;
 
@@ -17,7 +17,7 @@ const RIVAL: Gpa = Gpa((3 + TABLES as u64) << 21 | 4 << 12);
 
 fn tables(flags: PmapFlags) -> Tables {
     let layout = MemoryLayout::split(600 << 30, LOWMEM_LIMIT, ADDRESS_BITS).unwrap();
-    Tables::new(flags, layout)
+    Tables::new(PmapType::PtEpt, flags, layout)
 }
 
 fn enter(tables: &mut Tables, gpa: Gpa, frame: u64) {
