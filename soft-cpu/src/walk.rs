@@ -138,7 +138,8 @@ impl Cpu {
     /// cases nothing has happened.
     #[inline(always)]
     fn walk_at_last_table(&self, address: u64, access: Access, user: bool) -> Option<Linear> {
-        if !self.is_long() {
+        // A checker looks at every translation that is used, that of the table's own page, too.
+        if !self.is_long() || self.checker.is_some() {
             return None;
         }
         let Walked { table, writable, for_users, no_execute, .. } = self.walked.get(address)?;
@@ -236,7 +237,7 @@ impl Cpu {
             walk.writable = walked.writable;
             walk.for_users = walked.for_users;
             walk.no_execute = walked.no_execute;
-            (table, level, known) = (last, 1, Some(page));
+            (table, level, known) = (last, 1, self.checker.is_none().then_some(page));
         }
         let above_long = if self.is_long() { 0 } else { 0x7ff << 52 };
         loop {
