@@ -476,7 +476,7 @@ impl Content {
     ///
     /// [`SwapError::Spoiled`]: memory went bad.
     pub(crate) fn unpack(
-        &mut self,
+        &self,
         page: u64,
         into: &mut crate::swap::Page,
     ) -> Result<(), SwapError> {

@@ -1,0 +1,550 @@
+//! Each step, done to the vmspace and to the model; their answers must agree.
+
+use std::collections::BTreeSet;
+
+use actors::contract::page::{Advice, Settled, Touch};
+use actors::contract::space::SpaceError;
+use actors::{Access, PAGE_SIZE, Protection};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::walker::Watched;
+use super::{
+    BLOCK_PAGES, Bench, Consumer, InFlight, Outcome, PAGES, Page, Removed, Span, Step, Unserved,
+    Worker, contents, index,
+};
+use crate::object::Page as State;
+use crate::swap::workers::Answer;
+use crate::vmspace::{Done, Served};
+
+impl<M: Watched> Bench<M> {
+    pub(super) fn follow(&mut self, step: &Step) {
+        match *step {
+            Step::Touch(who, page, access) => {
+                self.raise();
+                self.touch(who, page, access);
+            }
+            Step::TouchAll(block, access) => {
+                self.raise();
+                for page in block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES {
+                    if !self.touch(0, page, access) {
+                        break;
+                    }
+                }
+            }
+            Step::Report(page, access) => {
+                self.raise();
+                self.fault(page, access);
+            }
+            Step::HoldStore(which, page) => {
+                self.raise();
+                self.hold_store(which, page);
+            }
+            Step::Work(worker, fails) => self.work(worker, fails),
+            Step::Hear(worker) => self.hear(worker),
+            Step::Drain => self.drain(),
+            Step::Finish => self.finish(),
+            ref request => self.request(request),
+        }
+    }
+
+    // ---- shootdowns ----------------------------------------------------------------------
+
+    /// A removal joins those before it while their shootdown has not begun.
+    fn take_away(&mut self, removed: Removed) {
+        match &mut self.in_flight {
+            Some(in_flight) => in_flight.removed.join(removed),
+            None => self.in_flight = Some(InFlight { removed, raised: false }),
+        }
+    }
+
+    /// Before anything else happens, the shootdown begins; or there is none, because nobody can have cached anything.
+    fn raise(&mut self) {
+        let Some(in_flight) = &mut self.in_flight else { return self.carry_left_over() };
+        if in_flight.raised {
+            return;
+        }
+        in_flight.raised = true;
+        if in_flight.removed.is_harmless() {
+            self.give_back();
+        }
+    }
+
+    fn carry_left_over(&mut self) {
+        let left = self.space.take_left_over();
+        if !left.is_harmless() {
+            self.take_away(left);
+            self.raise();
+        }
+    }
+
+    /// Every processor forgets what it knew.
+    pub(super) fn finish(&mut self) {
+        self.raise();
+        while self.in_flight.is_some() {
+            for walker in &mut self.walkers {
+                walker.0.clear();
+            }
+            self.give_back();
+            self.carry_left_over();
+        }
+    }
+
+    fn give_back(&mut self) {
+        let Some(in_flight) = self.in_flight.take() else { return };
+        self.space.give_back(in_flight.removed).unwrap();
+        for page in self.pages.iter_mut().filter(|page| page.going) {
+            *page = Page { protection: page.protection, ..Page::default() };
+        }
+        for cached in self.walkers.iter_mut().flat_map(|walker| walker.0.values_mut()) {
+            cached.is_old = false;
+        }
+        for who in 0..self.consumers.len() {
+            if self.consumers[who].is_closing {
+                self.take_epoch(who);
+            }
+        }
+        self.hear_ends();
+    }
+
+    fn take_epoch(&mut self, who: usize) {
+        let consumer = &mut self.consumers[who];
+        consumer.is_closing = false;
+        let (number, pages) = self.space.take_dirty(consumer.id).unwrap();
+        let mut all = std::mem::take(&mut consumer.pending);
+        if let Some((_, unsettled)) = consumer.taken.take() {
+            all.extend(unsettled);
+        }
+        let missing: Vec<_> = all.iter().filter(|page| !pages.contains(**page)).collect();
+        assert!(missing.is_empty(), "{:?} does not hear of {missing:?}", consumer.id);
+        consumer.taken = Some((number, all));
+        consumer.pending = std::mem::take(&mut consumer.fresh);
+    }
+
+    // ---- who uses memory -----------------------------------------------------------------
+
+    /// As a processor does; whether it got through.
+    pub(super) fn touch(&mut self, who: usize, page: u64, access: Access) -> bool {
+        let at = self.gpa(page);
+        let cached = self.walkers[who].find(at, access);
+        let is_old = cached.is_some_and(|cached| cached.is_old);
+        let from_cache = cached.is_some();
+        if !from_cache && !self.walk(who, page, access) {
+            return false;
+        }
+        let state = self.space.content.get(page);
+        assert!(
+            matches!(state, State::Resident(_) | State::Leaving(_)),
+            "page {page}, which is {state:?}, is used"
+        );
+        if access == Access::Write {
+            self.store(page, from_cache && self.in_flight.is_some(), is_old);
+        } else {
+            assert!(self.holds_stamp(page), "wrong data in page {page}: {:?}", self.pages[index(page)]);
+        }
+        let told = !from_cache || self.in_flight.is_none();
+        let model = &mut self.pages[index(page)];
+        model.used |= !from_cache;
+        model.stored |= told && access == Access::Write;
+        true
+    }
+
+    /// Finds a translation; faults where there is none.
+    fn walk(&mut self, who: usize, page: u64, access: Access) -> bool {
+        let at = self.gpa(page);
+        if self.reaches(who, page, access) {
+            return true;
+        }
+        if !self.fault(page, access) {
+            return false;
+        }
+        assert!(self.reaches(who, page, access), "a fault at {at} was served in vain ({access:?})");
+        true
+    }
+
+    fn reaches(&mut self, who: usize, page: u64, access: Access) -> bool {
+        let at = self.gpa(page);
+        if let Some(mirrored) = self.space.mirror.state(at) {
+            // The host mapping does not tell a fetch from a load.
+            return mirrored.is_some_and(|writable| writable || access != Access::Write);
+        }
+        let found = self.space.tables().view().translate(at, access);
+        if let Ok(translation) = found {
+            let offset = at.0 & (translation.bytes - 1);
+            assert_eq!(translation.frame + offset, page * PAGE_SIZE, "{at}");
+            self.walkers[who].keep(at, translation);
+        }
+        found.is_ok()
+    }
+
+    /// Whether it was served.
+    fn fault(&mut self, page: u64, access: Access) -> bool {
+        let at = self.gpa(page);
+        let access = match access {
+            Access::Execute if self.setup.mirrored => Access::Read,
+            access => access,
+        };
+        let rights = self.pages[index(page)].protection.unwrap_or(Protection::empty());
+        let before = self.space.content.usage();
+        let outcome = self.space.fault(at, access);
+        let limit = self.setup.store.map_or(u64::MAX, |store| store.resident_bytes);
+        let after = self.space.content.usage();
+        assert!(after <= before.max(limit), "a fault at {at} takes {after} bytes of {limit}");
+        match outcome {
+            Ok(Outcome::Served(served)) => {
+                assert!(rights.contains(Protection::READ | access.needs()), "served: {rights:?}");
+                if let Served::ZeroFilled(_) = served {
+                    let model = &self.pages[index(page)];
+                    assert!(model.stamp == 0 || model.or_zero, "page {page} is served as zeroes");
+                }
+                true
+            }
+            Ok(Outcome::Waits) => {
+                assert!(self.setup.store.is_some(), "a fault waits for nothing");
+                false
+            }
+            Err(Unserved::Hole) => {
+                assert!(!rights.contains(Protection::READ), "no hole: {rights:?}");
+                false
+            }
+            Err(Unserved::Forbidden) => {
+                assert!(!rights.contains(access.needs()), "allowed: {rights:?}");
+                false
+            }
+            Err(error) => panic!("page {page}: {error}"),
+        }
+    }
+
+    /// `stale`: through a translation whose shootdown is under way, perhaps; `is_old`: that was there when an epoch was closed.
+    fn store(&mut self, page: u64, stale: bool, is_old: bool) {
+        self.last_stamp += 1;
+        let stamp = self.last_stamp;
+        let place = GuestAddress(self.gpa(page).0);
+        self.memory.backing().write_slice(&contents(stamp), place).unwrap();
+        let model = &mut self.pages[index(page)];
+        model.stamp = stamp;
+        // What is stored while its page is being given up may be given up with it.
+        model.or_zero &= stale;
+        for consumer in &mut self.consumers {
+            let set = if consumer.is_closing && !is_old {
+                &mut consumer.fresh
+            } else {
+                &mut consumer.pending
+            };
+            set.insert(page);
+        }
+    }
+
+    fn hold_store(&mut self, which: usize, page: u64) {
+        let Some(&(span, rights)) = self.holds.get(which) else { return };
+        if rights.contains(Protection::WRITE) && page < span.pages {
+            self.store(span.first + page, false, false);
+        }
+    }
+
+    // ---- workers -------------------------------------------------------------------------
+
+    fn work(&mut self, worker: Worker, fails: bool) {
+        self.workers.take(self.space.take_jobs());
+        match worker {
+            Worker::Pageout => {
+                let owned = self.owned_slots();
+                self.workers.pageout(&self.memory, &owned, fails);
+            }
+            Worker::Pagein => self.workers.pagein(fails),
+        }
+    }
+
+    fn hear(&mut self, worker: Worker) {
+        let said = match worker {
+            Worker::Pageout => self.workers.pageout_says.pop_front(),
+            Worker::Pagein => self.workers.pagein_says.pop_front(),
+        };
+        match said {
+            None => {}
+            Some(Answer::Laundered { ticket, pages }) => {
+                // Refused only where a page could not be read, which the worker said.
+                match self.space.laundered(ticket, pages) {
+                    Ok(()) | Err(SpaceError::Host { what: "read guest memory", .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Some(Answer::Written { ticket, result }) => {
+                let failed = result.is_err();
+                assert_eq!(self.space.written(ticket, result).is_err(), failed);
+            }
+            Some(Answer::Fetched { read, is_readahead, result }) => {
+                let why = result.as_ref().err().cloned();
+                let was_wanted = self.space.content.is_arriving(&read);
+                let heard = self.space.fetched(read, is_readahead, result);
+                match (heard, why) {
+                    (Ok(()), None) => {}
+                    (Ok(()), Some(_)) => assert!(is_readahead || !was_wanted),
+                    (Err(_), Some(why)) => assert!(why.to_string().contains("as asked"), "{why}"),
+                    (Err(error), None) => panic!("{error}"),
+                }
+            }
+        }
+        self.hear_ends();
+    }
+
+    pub(super) fn drain(&mut self) {
+        self.workers.take(self.space.take_jobs());
+        while !self.workers.are_idle() {
+            for worker in [Worker::Pageout, Worker::Pagein] {
+                self.work(worker, false);
+                self.hear(worker);
+            }
+        }
+    }
+
+    // ---- requests ------------------------------------------------------------------------
+
+    /// What the actor does only when no shootdown is under way; removals that come one after the other share one.
+    fn request(&mut self, step: &Step) {
+        let removes = matches!(
+            step,
+            Step::Unmap(_)
+                | Step::Forget(_)
+                | Step::Protect(..)
+                | Step::Harvest(..)
+                | Step::Take(_)
+                | Step::Advise(..)
+                | Step::Demote(_)
+                | Step::PageOut(_)
+        );
+        let may_join = self.in_flight.as_ref().is_some_and(|it| !it.raised) && removes;
+        // The clock may come before what faults left over is carried.
+        let is_clock = matches!(step, Step::Reclaim) && self.in_flight.is_none();
+        if !(may_join && self.dice.throw(2) == 0 || is_clock && self.dice.throw(2) == 0) {
+            self.finish();
+        }
+        match *step {
+            Step::Map(span, rights) => self.map(span, rights),
+            Step::Unmap(span) => self.unmap(span),
+            Step::Forget(span) => {
+                let allowed = self.is_mapped(span) && !self.is_wired(span);
+                let removed = self.space.forget(self.range(span));
+                self.agree(removed, allowed, "forget", |bench| bench.lose_bits(span));
+            }
+            Step::Protect(span, rights) => self.protect(span, rights),
+            Step::Wire(span) => self.wire(span),
+            Step::Unwire(span) => {
+                let allowed = self.is_mapped(span) && self.of(span).iter().all(|page| page.wired);
+                assert_eq!(self.space.unwire(self.range(span)).is_ok(), allowed);
+                if allowed {
+                    self.of_mut(span).iter_mut().for_each(|page| page.wired = false);
+                }
+            }
+            Step::Hold(span, rights) => self.hold(span, rights),
+            Step::Release(which, install) => {
+                if which < self.holds.len() {
+                    let (span, _) = self.holds.remove(which);
+                    self.space.release(&[self.range(span)], install).unwrap();
+                }
+            }
+            Step::Harvest(span, touch) => self.harvest(span, touch),
+            Step::ExpectHarvests => self.space.expect_harvests(),
+            Step::Begin => {
+                if self.consumers.len() < 3 {
+                    self.consumers.push(Consumer {
+                        id: self.space.begin_dirty(),
+                        // Whatever there is is news.
+                        pending: (0..PAGES).filter(|page| self.pages[index(*page)].stamp != 0).collect(),
+                        fresh: BTreeSet::new(),
+                        is_closing: false,
+                        taken: None,
+                    });
+                }
+            }
+            Step::Take(who) => self.close_epoch(who),
+            Step::Settle(who, how) => self.settle(who, how),
+            Step::End(who) => {
+                if who < self.consumers.len() {
+                    let consumer = self.consumers.remove(who);
+                    self.space.end_dirty(consumer.id).unwrap();
+                }
+            }
+            Step::Advise(span, advice) => self.advise(span, advice),
+            Step::Promote(block) => {
+                let span = Span { first: block * BLOCK_PAGES, pages: BLOCK_PAGES };
+                assert_eq!(self.space.promote(self.range(span)).is_ok(), self.is_mapped(span));
+            }
+            Step::Demote(span) => {
+                let allowed = self.is_mapped(span);
+                let removed = self.space.demote(self.range(span)).map(|(removed, _)| removed);
+                self.agree(removed, allowed, "demote", |bench| bench.lose_bits(span));
+            }
+            Step::PageOut(span) => {
+                let allowed = self.is_mapped(span) && self.setup.store.is_some();
+                let removed = self.space.page_out(self.range(span));
+                let removed = removed.map(|(removed, ticket)| {
+                    self.outs.insert(ticket);
+                    removed
+                });
+                self.agree(removed, allowed, "page out", |bench| bench.lose_bits(span));
+            }
+            Step::Reclaim => {
+                if let Some(removed) = self.space.reclaim().unwrap() {
+                    self.take_away(removed);
+                    self.lose_bits(Span { first: 0, pages: PAGES });
+                    self.raise();
+                }
+            }
+            ref other => unreachable!("{other:?} is no request"),
+        }
+    }
+
+    fn is_mapped(&self, span: Span) -> bool {
+        self.of(span).iter().all(|page| page.protection.is_some())
+    }
+
+    fn is_wired(&self, span: Span) -> bool {
+        self.of(span).iter().any(|page| page.wired)
+    }
+
+    fn any_held(&self, span: Span) -> bool {
+        (span.first..span.first + span.pages).any(|page| self.is_held(page))
+    }
+
+    /// Something took bits, of the pages and of those that a superpage's bit speaks for.
+    fn lose_bits(&mut self, span: Span) {
+        let first = span.first / BLOCK_PAGES * BLOCK_PAGES;
+        let end = (span.first + span.pages).next_multiple_of(BLOCK_PAGES).min(PAGES);
+        for page in self.of_mut(Span { first, pages: end - first }) {
+            (page.used, page.stored) = (false, false);
+        }
+    }
+
+    fn agree(
+        &mut self,
+        removed: Result<Removed, SpaceError>,
+        allowed: bool,
+        what: &str,
+        then: impl FnOnce(&mut Self),
+    ) {
+        match removed {
+            Ok(removed) => {
+                assert!(allowed, "it was allowed to {what}");
+                self.take_away(removed);
+                then(self);
+            }
+            Err(error) => assert!(!allowed, "it was not allowed to {what}: {error}"),
+        }
+    }
+
+    fn map(&mut self, span: Span, rights: Protection) {
+        let allowed = self.of(span).iter().all(|page| page.protection.is_none());
+        assert_eq!(self.space.map(self.range(span), rights).is_ok(), allowed);
+        if allowed {
+            self.of_mut(span).iter_mut().for_each(|page| page.protection = Some(rights));
+        }
+    }
+
+    fn unmap(&mut self, span: Span) {
+        let allowed = self.is_mapped(span) && !self.is_wired(span) && !self.any_held(span);
+        let removed = self.space.unmap(self.range(span));
+        self.agree(removed, allowed, "unmap", |bench| {
+            bench.lose_bits(span);
+            bench.of_mut(span).iter_mut().for_each(|page| {
+                (page.protection, page.going) = (None, true);
+            });
+            bench.becomes_zeroes(span);
+        });
+    }
+
+    /// Whoever copies the memory must hear of it.
+    fn becomes_zeroes(&mut self, span: Span) {
+        for page in span.first..span.first + span.pages {
+            if self.pages[index(page)].stamp != 0 {
+                for consumer in &mut self.consumers {
+                    consumer.pending.insert(page);
+                }
+            }
+        }
+    }
+
+    fn protect(&mut self, span: Span, rights: Protection) {
+        let readable = rights.contains(Protection::READ);
+        let allowed = self.is_mapped(span) && (readable || !self.is_wired(span));
+        let removed = self.space.protect(self.range(span), rights);
+        self.agree(removed, allowed, "protect", |bench| {
+            bench.lose_bits(span);
+            bench.of_mut(span).iter_mut().for_each(|page| page.protection = Some(rights));
+        });
+    }
+
+    fn wire(&mut self, span: Span) {
+        let done = self.space.wire(self.range(span), || {});
+        assert_eq!(done.is_ok(), self.is_mapped(span), "{done:?}");
+        if done == Ok(Done::Now) {
+            self.of_mut(span).iter_mut().for_each(|page| page.wired = true);
+        }
+    }
+
+    fn hold(&mut self, span: Span, rights: Protection) {
+        let allows = |page: &Page| page.protection.is_some_and(|has| has.contains(rights));
+        let allowed = self.of(span).iter().all(allows);
+        let done = self.space.hold(&[self.range(span)], rights);
+        assert_eq!(done.is_ok(), allowed, "{done:?}");
+        if done == Ok(Done::Now) {
+            self.holds.push((span, rights));
+        }
+    }
+
+    fn harvest(&mut self, span: Span, touch: Touch) {
+        let allowed = self.is_mapped(span);
+        let harvested = self.space.harvest(self.range(span), touch);
+        let removed = harvested.map(|(removed, found)| {
+            for page in span.first..span.first + span.pages {
+                let model = self.pages[index(page)];
+                if touch.contains(Touch::ACCESSED) && model.used {
+                    assert!(found.accessed.contains(page), "page {page} was used");
+                }
+                if touch.contains(Touch::MODIFIED) && model.stored {
+                    assert!(found.modified.contains(page), "page {page} was stored to");
+                }
+            }
+            removed
+        });
+        self.agree(removed, allowed, "harvest", |bench| bench.lose_bits(span));
+    }
+
+    fn close_epoch(&mut self, who: usize) {
+        let Some(consumer) = self.consumers.get_mut(who).filter(|it| !it.is_closing) else { return };
+        let (removed, _) = self.space.close_dirty(consumer.id).unwrap();
+        consumer.is_closing = true;
+        for cached in self.walkers.iter_mut().flat_map(|walker| walker.0.values_mut()) {
+            cached.is_old = true;
+        }
+        self.take_away(removed);
+        self.lose_bits(Span { first: 0, pages: PAGES });
+    }
+
+    fn settle(&mut self, who: usize, how: Settled) {
+        let Some(consumer) = self.consumers.get_mut(who) else { return };
+        match consumer.taken.take() {
+            None => assert!(self.space.settle_dirty(consumer.id, 0, how).is_err()),
+            Some((number, pages)) => {
+                self.space.settle_dirty(consumer.id, number, how).unwrap();
+                if how == Settled::PutBack {
+                    consumer.pending.extend(pages);
+                }
+            }
+        }
+    }
+
+    fn advise(&mut self, span: Span, advice: Advice) {
+        let discards = advice == Advice::Free;
+        let kept = discards && (self.is_wired(span) || self.any_held(span));
+        let allowed = self.is_mapped(span) && !kept;
+        let removed = self.space.advise(self.range(span), advice);
+        self.agree(removed, allowed, "advise", |bench| {
+            bench.lose_bits(span);
+            if discards {
+                bench.becomes_zeroes(span);
+                bench.of_mut(span).iter_mut().for_each(|page| page.or_zero = true);
+            }
+        });
+    }
+}
+
