@@ -475,11 +475,7 @@ impl Content {
     /// # Errors
     ///
     /// [`SwapError::Spoiled`]: memory went bad.
-    pub(crate) fn unpack(
-        &self,
-        page: u64,
-        into: &mut crate::swap::Page,
-    ) -> Result<(), SwapError> {
+    pub(crate) fn unpack(&self, page: u64, into: &mut crate::swap::Page) -> Result<(), SwapError> {
         let missing = || SwapError::Spoiled { what: format!("page {page} is not in the tier") };
         let packed = self.store.as_ref().and_then(|store| store.tier.get(page));
         packed.ok_or_else(missing)?.unpack_into(into)

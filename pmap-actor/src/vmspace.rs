@@ -102,6 +102,8 @@ pub struct VmSpace<M> {
 pub struct Removed {
     /// Ranges whose pages leave their object.
     frames: Vec<GpaRange>,
+    /// Ranges whose contents nobody wanted; somebody may have come back for them meanwhile.
+    unwanted: Vec<GpaRange>,
     /// Pages that leave memory, by pageout.
     leaving: Vec<(OutTicket, Vec<u64>)>,
     /// Table pages nobody points at any more.
@@ -126,6 +128,7 @@ impl Removed {
     /// Adds what another operation removed, so that both share one shootdown.
     pub fn join(&mut self, mut other: Self) {
         self.frames.append(&mut other.frames);
+        self.unwanted.append(&mut other.unwanted);
         self.leaving.append(&mut other.leaving);
         self.tables.append(&mut other.tables);
         self.translations += other.translations;
@@ -310,6 +313,14 @@ impl<M: Mirror> VmSpace<M> {
                 let number = self.page_number(page);
                 self.content.forget(number);
             }
+        }
+        for range in removed.unwanted {
+            // A fault that was served since brought a page back as it was, and it may have been stored to.
+            let is_unwanted = |page: &Gpa| self.guest.leaf(*page).is_none();
+            let pages = range.iter_pages().filter(is_unwanted);
+            let pages: Vec<_> = pages.map(|page| self.page_number(page)).collect();
+            self.free_pages(&pages)?;
+            pages.into_iter().for_each(|page| self.content.forget(page));
         }
         for (ticket, pages) in removed.leaving {
             let freed = self.content.unreachable(ticket, &pages);

@@ -274,6 +274,10 @@ impl<M: Mirror> VmSpace<M> {
     /// Enters one page of the object into the guest's tables.
     pub(super) fn enter(&mut self, page: Gpa, entry: &MapEntry, touched: Access) -> io::Result<()> {
         let number = self.page_number(page);
+        debug_assert!(
+            matches!(self.content.get(number), Page::Resident(_)),
+            "page {number} is entered, and is not in memory"
+        );
         let wanted = Wanted {
             protection: entry.protection,
             attribute: Attribute::MEMORY,

@@ -236,14 +236,9 @@ impl<M: Mirror> VmSpace<M> {
                     return Err(SpaceError::WrongState { range, state: "wired" });
                 }
                 let mut removed = self.remove_translations(range)?;
-                for page in range.iter_pages() {
-                    let number = self.page_number(page);
-                    if self.content.get(number) != Page::Absent {
-                        // It becomes zeroes, which whoever copies it must know.
-                        self.content.epochs.stored(number);
-                    }
+                if self.become_zeroes(range) {
+                    removed.unwanted.push(range);
                 }
-                removed.frames.push(range);
                 Ok(removed)
             }
         }

@@ -38,10 +38,23 @@ impl<M: Mirror> VmSpace<M> {
         }
         self.map.remove(range)?;
         let mut removed = self.remove_translations(range)?;
-        if range.iter_pages().any(|page| self.content.get(self.page_number(page)) != Page::Absent) {
+        if self.become_zeroes(range) {
             removed.frames.push(range);
         }
         Ok(removed)
+    }
+
+    /// What is there of `range` will be zeroes, which whoever copies it must hear of. Returns whether anything is.
+    pub(super) fn become_zeroes(&mut self, range: GpaRange) -> bool {
+        let mut any = false;
+        for page in range.iter_pages() {
+            let number = self.page_number(page);
+            if self.content.get(number) != Page::Absent {
+                self.content.epochs.stored(number);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Forgets the translations of a range; the map and the contents stay.
@@ -95,9 +108,11 @@ impl<M: Mirror> VmSpace<M> {
         let mut told = Told { content: &mut self.content, memory: Some(&self.memory) };
         let effects = self.guest.protect(range, protection, &mut told);
         let removed = self.follow(effects)?;
-        if self.map.overlapping(range).any(|entry| entry.wired) {
-            // A wired page never faults: it gets its rights now.
-            self.enter_wired(range).map_err(|error| host("map guest memory", &error))?;
+        // A wired page never faults: it gets its rights now. Others may not even be in memory.
+        let wired = self.map.overlapping(range).filter(|entry| entry.wired);
+        let wired: Vec<_> = wired.filter_map(|entry| entry.range.intersection(range)).collect();
+        for part in wired {
+            self.enter_wired(part).map_err(|error| host("map guest memory", &error))?;
         }
         Ok(removed)
     }

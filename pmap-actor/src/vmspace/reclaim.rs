@@ -13,7 +13,7 @@ use super::{Removed, Told, VmSpace};
 use crate::content::OutTicket;
 use crate::mirror::Mirror;
 use crate::object::Page;
-use crate::pmap::What;
+use crate::pmap::{Harvest, What};
 
 /// Pages that leave with one shootdown, at most.
 const ROUND: usize = 256;
@@ -32,6 +32,24 @@ enum Stays {
     Elsewhere,
 }
 
+/// Stores count; uses count for pages that are not aged by this call.
+struct Aged<'a> {
+    told: Told<'a>,
+    aged: std::ops::Range<u64>,
+}
+
+impl Harvest for Aged<'_> {
+    fn modified(&mut self, range: GpaRange) {
+        self.told.modified(range);
+    }
+
+    fn referenced(&mut self, range: GpaRange) {
+        for page in self.told.pages(range).filter(|page| !self.aged.contains(page)) {
+            self.told.content.used(page);
+        }
+    }
+}
+
 impl<M: Mirror> VmSpace<M> {
     /// One round of the clock, if memory is short. Nothing when it is not, or when enough is under way.
     ///
@@ -46,7 +64,9 @@ impl<M: Mirror> VmSpace<M> {
         let mut removed = Removed::default();
         let mut leaving = Vec::new();
         let mut passed = 0;
-        while leaving.len() < ROUND && passed < GLANCE {
+        // Not twice over the same page: the second chance lasts until the next round at least.
+        let glance = GLANCE.min(self.content.len());
+        while leaving.len() < ROUND && passed < glance {
             let pages = WINDOW.min(self.content.len() - self.hand);
             self.pass(self.hand..self.hand + pages, ticket, &mut removed, &mut leaving)?;
             passed += pages;
@@ -108,10 +128,12 @@ impl<M: Mirror> VmSpace<M> {
         self.guest.is_referenced(at) || self.monitor.is_referenced(Gpa(page * PAGE_SIZE))
     }
 
-    /// Clears accessed bits; their news was heard.
+    /// Clears accessed bits; their news was heard. That of a superpage spoke for pages, too, which the hand comes to only now.
     fn age(&mut self, range: GpaRange) -> Result<Removed, SpaceError> {
         let frames = self.frames(range);
-        let mut told = Forgotten(Told { content: &mut self.content, memory: Some(&self.memory) });
+        let aged = frames.start().0 / PAGE_SIZE..frames.end().0 / PAGE_SIZE;
+        let told = Told { content: &mut self.content, memory: Some(&self.memory) };
+        let mut told = Aged { told, aged };
         let effects = self.guest.harvest(range, What::ACCESSED, &mut told);
         let mut told = Forgotten(Told { content: &mut self.content, memory: None });
         let monitors = self.monitor.harvest(frames, What::ACCESSED, &mut told);

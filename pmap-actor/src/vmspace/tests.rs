@@ -2,6 +2,7 @@
 //! as the model says, in our tables and in the host mapping alike; or, where an engine walks
 //! the tables itself, for a walker in either layout.
 
+mod found;
 mod model;
 
 use std::collections::BTreeMap;

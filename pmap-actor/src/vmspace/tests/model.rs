@@ -32,7 +32,8 @@ use crate::host::memory::GuestMemory;
 use crate::mirror::SoftMirror;
 use crate::swap::PAGE_BYTES;
 
-pub(super) use steps::{Setup, Span, Step, Worker};
+use steps::Worker;
+pub(super) use steps::{Setup, Span, Step};
 use walker::{Dice, Scripted, Tlb, Watched};
 use workers::Workers;
 
@@ -90,6 +91,7 @@ struct Bench<M> {
     dice: Dice,
     last_stamp: u64,
     capacity: u32,
+    steps: u64,
 }
 
 fn index(page: u64) -> usize {
@@ -122,7 +124,7 @@ fn memory() -> Arc<GuestMemory> {
     Arc::new(GuestMemory::new(layout).unwrap())
 }
 
-fn run(setup: Setup, steps: &[Step]) {
+pub(super) fn run(setup: Setup, steps: &[Step]) {
     let memory = memory();
     if setup.mirrored {
         let mirror = Scripted::new(memory.clone(), setup.seed);
@@ -152,6 +154,7 @@ impl<M: Watched> Bench<M> {
             dice: Dice(seed),
             last_stamp: 0,
             capacity: store.map_or(0, |store| store.slots),
+            steps: 0,
         }
     }
 
@@ -162,6 +165,7 @@ impl<M: Watched> Bench<M> {
         for step in steps {
             self.follow(step);
             self.hear_ends();
+            self.steps += 1;
             self.check(step);
         }
         self.end();
@@ -202,7 +206,8 @@ impl<M: Watched> Bench<M> {
     /// Whether the page's frame holds what was stored last.
     fn holds_stamp(&self, page: u64) -> bool {
         let Page { stamp, or_zero, .. } = self.pages[index(page)];
-        let holds = |stamp| [0, 1, 511].iter().all(|at| self.read_word(page, *at) == word(stamp, *at));
+        let holds =
+            |stamp| [0, 1, 511].iter().all(|at| self.read_word(page, *at) == word(stamp, *at));
         holds(stamp) || (or_zero && holds(0))
     }
 
@@ -290,6 +295,7 @@ proptest! {
 /// Goes on with new sequences for as long as `SKEP_FUZZ_SECONDS` says, from `SKEP_FUZZ_SEED` on, and tells how far it is. Without the
 /// first, one sequence for each of two seeds.
 #[test]
+#[expect(clippy::print_stdout, reason = "whoever lets it run for minutes looks at it")]
 fn sequences_from_a_seed_are_found_again_and_hold() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let time = number("SKEP_FUZZ_SECONDS").map(Duration::from_secs);
@@ -301,7 +307,8 @@ fn sequences_from_a_seed_are_found_again_and_hold() {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &bytes);
-        let config = Config { failure_persistence: None, max_shrink_iters: 4000, ..Config::default() };
+        let config =
+            Config { failure_persistence: None, max_shrink_iters: 4000, ..Config::default() };
         let mut runner = TestRunner::new_with_rng(config, rng);
         let sequence = (steps::setup(), prop::collection::vec(steps::step(), 1..300));
         let drawn = sequence.new_tree(&mut runner).unwrap();

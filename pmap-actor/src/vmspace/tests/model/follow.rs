@@ -139,7 +139,11 @@ impl<M: Watched> Bench<M> {
         if access == Access::Write {
             self.store(page, from_cache && self.in_flight.is_some(), is_old);
         } else {
-            assert!(self.holds_stamp(page), "wrong data in page {page}: {:?}", self.pages[index(page)]);
+            assert!(
+                self.holds_stamp(page),
+                "wrong data in page {page}: {:?}",
+                self.pages[index(page)]
+            );
         }
         let told = !from_cache || self.in_flight.is_none();
         let model = &mut self.pages[index(page)];
@@ -349,7 +353,12 @@ impl<M: Watched> Bench<M> {
                     self.consumers.push(Consumer {
                         id: self.space.begin_dirty(),
                         // Whatever there is is news.
-                        pending: (0..PAGES).filter(|page| self.pages[index(*page)].stamp != 0).collect(),
+                        pending: (0..PAGES)
+                            .filter(|page| {
+                                let Page { stamp, or_zero, .. } = self.pages[index(*page)];
+                                stamp != 0 && !or_zero
+                            })
+                            .collect(),
                         fresh: BTreeSet::new(),
                         is_closing: false,
                         taken: None,
@@ -510,7 +519,9 @@ impl<M: Watched> Bench<M> {
     }
 
     fn close_epoch(&mut self, who: usize) {
-        let Some(consumer) = self.consumers.get_mut(who).filter(|it| !it.is_closing) else { return };
+        let Some(consumer) = self.consumers.get_mut(who).filter(|it| !it.is_closing) else {
+            return;
+        };
         let (removed, _) = self.space.close_dirty(consumer.id).unwrap();
         consumer.is_closing = true;
         for cached in self.walkers.iter_mut().flat_map(|walker| walker.0.values_mut()) {
@@ -547,4 +558,3 @@ impl<M: Watched> Bench<M> {
         });
     }
 }
-

@@ -50,7 +50,11 @@ impl Workers {
             Some(Job::Write(order)) => {
                 let mut result = Ok(1);
                 for page in order.pages {
-                    assert!(!owned.contains(&page.slot.0), "{} is written to while in use", page.slot);
+                    assert!(
+                        !owned.contains(&page.slot.0),
+                        "{} is written to while in use",
+                        page.slot
+                    );
                     let mut bytes = Box::new([0xee; PAGE_BYTES]);
                     if fails {
                         result = Err(SwapError::DiskFull { slot: page.slot });
@@ -68,7 +72,8 @@ impl Workers {
     /// Does the next order of pagein.
     pub(super) fn pagein(&mut self, fails: bool) {
         let Some(Fetch { wanted, readahead }) = self.pagein.pop_front() else { return };
-        let all = std::iter::once((wanted, false)).chain(readahead.into_iter().map(|it| (it, true)));
+        let all =
+            std::iter::once((wanted, false)).chain(readahead.into_iter().map(|it| (it, true)));
         for (read, is_readahead) in all {
             let result = self.read(&read, fails);
             self.pagein_says.push_back(Answer::Fetched { read, is_readahead, result });

@@ -1,0 +1,78 @@
+//! Sequences that once went wrong, made short.
+
+use actors::Access::{self, Read, Write};
+use actors::Protection;
+use actors::contract::page::Advice;
+
+use super::model::{Setup, Span, Step, run};
+use crate::content::StoreLimits;
+use crate::ept::masks::PmapFlags;
+
+const RWX: Protection = Protection::all();
+const FEW: StoreLimits = StoreLimits { slots: 64, resident_bytes: u64::MAX };
+
+fn setup(flags: PmapFlags) -> Setup {
+    Setup { flags, mirrored: false, at_once: false, around: 1, store: Some(FEW), seed: 1 }
+}
+
+fn everywhere(steps: &[Step]) {
+    for flags in [PmapFlags::empty(), PmapFlags::EMULATE_AD_BITS, PmapFlags::all()] {
+        run(setup(flags), steps);
+    }
+    run(Setup { mirrored: true, ..setup(PmapFlags::all()) }, steps);
+}
+
+fn span(first: u64, pages: u64) -> Span {
+    Span { first, pages }
+}
+
+fn touch(page: u64, access: Access) -> Step {
+    Step::Touch(0, page, access)
+}
+
+/// All of the range got translations, and what was not in memory was served as zeroes.
+#[test]
+fn new_rights_for_a_range_reach_only_its_wired_pages_at_once() {
+    everywhere(&[
+        touch(5, Write),
+        Step::PageOut(span(5, 1)),
+        Step::Finish,
+        Step::Drain,
+        Step::Wire(span(8, 1)),
+        Step::Protect(span(0, 512), RWX),
+        touch(5, Read),
+        Step::Drain,
+        touch(5, Read),
+    ]);
+}
+
+/// The frame of a page that a fault had brought back, and that was stored to since, was freed under its translation.
+#[test]
+fn what_is_stored_after_a_page_was_given_up_is_not_given_up_with_it() {
+    everywhere(&[
+        touch(5, Write),
+        Step::Advise(span(0, 8), Advice::Free),
+        touch(5, Write),
+        Step::Finish,
+        touch(5, Read),
+        Step::PageOut(span(0, 8)),
+        Step::Finish,
+        Step::Drain,
+        touch(5, Read),
+    ]);
+}
+
+/// A consumer kept what a page had held before it was unmapped.
+#[test]
+fn who_takes_epochs_hears_that_an_unmapped_page_is_zeroes() {
+    everywhere(&[
+        touch(5, Write),
+        Step::Begin,
+        Step::Take(0),
+        Step::Finish,
+        Step::Settle(0, actors::contract::page::Settled::Acknowledged),
+        Step::Unmap(span(5, 1)),
+        Step::Take(0),
+        Step::Finish,
+    ]);
+}
