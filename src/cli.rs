@@ -199,6 +199,11 @@ pub(crate) struct RunArgs {
           help_heading = PAGING)]
     pub(crate) harvest_every: Option<u64>,
 
+    /// At the end, compare the nested tables with what the host maps and with the books, and say what differs;
+    /// the status is then 1
+    #[arg(long)]
+    pub(crate) verify: bool,
+
     /// How many pages come with a touched one, in one aligned window; 1 turns it off
     #[arg(long, value_name = "PAGES", default_value_t = machine::spec::FAULT_AROUND_PAGES,
           value_parser = clap::value_parser!(u64).range(1..=512))]

@@ -54,7 +54,15 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitStatus, Failure> {
     }
     summary::print(&ended, &driven);
     say(&ended.outcome);
-    Ok(ended.outcome.exit_status())
+    let status = ended.outcome.exit_status();
+    if let Some(verified) = &ended.report.verified
+        && !verified.agrees()
+    {
+        let count = verified.count;
+        say(format_args!("the nested tables and the host disagree in {count} places (--verify)"));
+        return Ok(status.worse_than_success());
+    }
+    Ok(status)
 }
 
 /// Logs go to stderr, and only when asked for: RUST_LOG=debug.
@@ -91,6 +99,7 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
     spec.resident_limit_bytes = limit.map_err(|why| usage(format!("--resident: {why}")))?;
     let swap = args.swap.as_deref().map(str::parse).transpose();
     spec.swap = swap.map_err(|why: BadSwap| usage(format!("--swap: {why}")))?;
+    spec.verify = args.verify;
     spec.harvest_every = args.harvest_every.map(Duration::from_millis);
     spec.engine = match args.engine {
         EngineKind::Auto => EngineChoice::Auto,

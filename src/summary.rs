@@ -113,6 +113,10 @@ fn text(ended: &Ended, driven: &Driven) -> String {
         }
         lines.extend(paging::lines(space, report.resident_limit_bytes));
     }
+    if let Some(verified) = &report.verified {
+        let text = verified.to_string().replace('\n', "\n            ");
+        lines.push(format!("  verified    {text}"));
+    }
     if let Some(storm) = driven.storm {
         lines.push(format!(
             "  storm       {} invalidations, {} of pages in use just before and after; {} touches, {} renewals seen",

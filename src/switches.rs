@@ -179,7 +179,7 @@ fn exercise(machine: &Machine) -> Result<(), String> {
 }
 
 /// How long a guest is left alone between two sweeps.
-const BETWEEN_SWEEPS: Duration = Duration::from_secs(5);
+const BETWEEN_SWEEPS: Duration = Duration::from_secs(10);
 
 /// Pages all of the guest's memory out, again and again, until the machine has ended.
 fn sweep(machine: &Machine) -> Result<SweepReport, String> {

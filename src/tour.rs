@@ -186,6 +186,7 @@ impl Tour<'_> {
                 rest();
                 space.page(at).map(Answer::State)
             }
+            Order::Verify => space.verify().map(Box::new).map(Answer::Verified),
             Order::Count => space.count().map(Box::new).map(Answer::Tally),
         };
         Ok(answered.unwrap_or_else(Answer::Refused))

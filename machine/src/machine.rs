@@ -9,6 +9,7 @@ use actors::ask;
 use actors::contract::boot::Loaded;
 use actors::contract::space::{SpaceRequest, SpaceTally};
 use actors::contract::vcpu::Break;
+use actors::contract::verify::Verified;
 use actors::pulse::Pulse;
 use actors::threads::Joined;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -249,7 +250,7 @@ impl Machine {
     #[must_use]
     pub fn finish(mut self, outcome: Outcome) -> Ended {
         let run_time = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
-        let space = self.end_threads(&outcome);
+        let (space, verified) = self.end_threads(&outcome);
         let farewell = self.console.take().map(|console| console.finish(CONSOLE_PATIENCE));
         let farewell = farewell.unwrap_or_default();
         // A guest may be gone before anybody notices that nobody reads what it printed. Where
@@ -286,6 +287,7 @@ impl Machine {
                 + farewell.unwritten,
             vcpu: vcpu.collect(),
             space,
+            verified,
             unimplemented: self.kept.hardware.unimplemented(),
             left_behind: self.threads.iter().map(|(actor, _)| actor.to_string()).collect(),
         };
@@ -295,7 +297,7 @@ impl Machine {
     }
 
     /// Vcpus first, then the pmap that serves their faults, then whoever the pmap tells.
-    fn end_threads(&mut self, outcome: &Outcome) -> Option<SpaceTally> {
+    fn end_threads(&mut self, outcome: &Outcome) -> (Option<SpaceTally>, Option<Verified>) {
         let (hangs, is_lost) = match outcome {
             Outcome::Hangs { actor, .. } => (Some(*actor), *actor == ActorName::Pmap),
             Outcome::Died { actor, .. } => (None, *actor == ActorName::Pmap),
@@ -311,12 +313,22 @@ impl Machine {
         }
         // Who hangs is not waited for.
         let is_vcpu = |actor| matches!(actor, ActorName::Vcpu(_)) && Some(actor) != hangs;
-        if !self.wait_until_gone(is_vcpu) && !is_lost {
+        let all_came_out = self.wait_until_gone(is_vcpu);
+        if !all_came_out && !is_lost {
             // In the kernel on a fault that nobody will serve.
             self.seal();
             self.wait_until_gone(is_vcpu);
         }
         let space = if is_lost { None } else { self.space.count().ok() };
+        // What is sealed is mapped to nobody, whatever the tables say.
+        let verified = (self.spec.verify && all_came_out && !is_lost).then(|| self.space.verify());
+        let verified = verified.and_then(|verified| match verified {
+            Ok(verified) => Some(verified),
+            Err(error) => {
+                tracing::error!(%error, "the tables could not be compared with the host");
+                None
+            }
+        });
         let _gone = self.space.tell(SpaceRequest::Retire);
         if let Some(stop) = self.stop_supervisor.take() {
             let _gone = stop.send(());
@@ -330,7 +342,7 @@ impl Machine {
         self.wait_until_gone(|actor| {
             hangs.is_none_or(|hangs| actor != hangs && waits_for(actor) != Some(hangs))
         });
-        space
+        (space, verified)
     }
 
     fn seal(&self) {

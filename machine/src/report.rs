@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::engines::EngineKind;
 use actors::contract::space::SpaceTally;
 use actors::contract::vcpu::VcpuTally;
+use actors::contract::verify::Verified;
 use serde::Serialize;
 use shootdown::SeatCount;
 
@@ -45,6 +46,8 @@ pub struct Report {
     pub vcpu: Vec<VcpuReport>,
     /// Memory, faults and shootdowns; nothing when the pmap died.
     pub space: Option<SpaceTally>,
+    /// What comparing the tables with everything else found, where that was asked for and could be done.
+    pub verified: Option<Verified>,
     /// Instructions that the guest met and the software engine does not know, by name, and how often.
     pub unimplemented: BTreeMap<String, u64>,
     /// Threads that did not end within the deadline, by name.

@@ -75,6 +75,8 @@ pub struct MachineSpec {
     pub swap: Option<SwapSpec>,
     /// The most that resident guest memory and pages that are kept compressed may take together, in bytes.
     pub resident_limit_bytes: Option<u64>,
+    /// Compare the nested tables with the host's mapping and the books at the end.
+    pub verify: bool,
     /// How often to look at the guest's working set; each look costs a shootdown.
     pub harvest_every: Option<Duration>,
     /// For tests: how the swap file fails, and after how many good calls.
@@ -128,6 +130,7 @@ impl MachineSpec {
             swap: None,
             resident_limit_bytes: None,
             harvest_every: None,
+            verify: false,
             swap_fault: None,
             engine: EngineChoice::Auto,
             hardware_ad: false,

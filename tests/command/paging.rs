@@ -30,7 +30,7 @@ fn a_storm_under_every_layout_reports_what_the_pmap_did_to_its_pages() {
         for (way, leaves) in layouts(engine) {
             let swap = scratch(&format!("storm-{engine}-{way}-{leaves}.swap"));
             let words = format!(
-                "-c 4 -m 256 --guest storm --storm-invalidations 100 --ad {way} --superpages {leaves} --swap {swap}"
+                "-c 4 -m 256 --guest storm --storm-invalidations 100 --ad {way} --superpages {leaves} --swap {swap} --verify"
             );
             let (ran, report) = storm(engine, &format!("paging-{way}-{leaves}"), &words);
             assert!(in_use(&report) >= 100, "{words}: {}", report["storm"]);
@@ -54,6 +54,8 @@ fn a_storm_under_every_layout_reports_what_the_pmap_did_to_its_pages() {
                 _ => assert_eq!(superpages, 0, "{words}: {}", report["space"]["pmap"]),
             }
             assert!(ran.stderr.contains("  a/d bits    "), "{}", ran.stderr);
+            assert_eq!(number(&report["verified"]["count"]), 0, "{}", report["verified"]);
+            assert!(ran.stderr.contains(" superpages: 0 differences"), "{}", ran.stderr);
         }
     });
 }

@@ -21,7 +21,7 @@ pub(super) const DATA_BYTES: u64 = FILES * (25 << 20) + 37 * FILES * (FILES - 1)
 pub(super) const PASSES: u64 = 2;
 
 /// How long the guest rests before it reads again, in seconds: longer than any two pageouts of all memory are apart.
-const REST: u64 = 15;
+const REST: u64 = 20;
 
 /// A run ends itself by now.
 const TIMEOUT: u64 = 1_400;
@@ -91,6 +91,7 @@ impl Case {
         ];
         let mut words = vec!["run".to_owned()];
         words.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+        words.push("--verify".to_owned());
         words
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The driver knows no actor, no thread and no clock. Whoever drives the tour carries out each [`Order`], answers with
 //! what came of it, and is given the next. For each transition the pmap's counts are taken before and after, so that
-//! what it cost is known, and what it must have cost is checked.
+//! what it cost is known, and what it must have cost is checked; and then the tables are compared with the host.
 
 use std::collections::VecDeque;
 
@@ -11,6 +11,7 @@ use actors::contract::page::{
     Advice, DirtyConsumer, DirtyEpoch, Harvest, PageState, PagedOut, Resized, Settled, Touch,
 };
 use actors::contract::space::{SpaceError, SpaceTally};
+use actors::contract::verify::Verified;
 use actors::{Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use super::control::{Deed, Done};
@@ -66,6 +67,8 @@ pub enum Order {
     Look(Gpa),
     /// Tell the counts; answer with [`Answer::Tally`].
     Count,
+    /// Compare the tables with the host and the books; answer with [`Answer::Verified`].
+    Verify,
 }
 
 /// What came of an [`Order`].
@@ -91,6 +94,8 @@ pub enum Answer {
     State(PageState),
     /// Of [`Order::Count`].
     Tally(Box<SpaceTally>),
+    /// Of [`Order::Verify`].
+    Verified(Box<Verified>),
 }
 
 /// What comes next.
@@ -155,6 +160,8 @@ enum Waiting {
     For(Act),
     /// The counts after.
     After,
+    /// Whether the tables agree with the host.
+    Verified,
 }
 
 /// Drives one tour.
@@ -210,6 +217,9 @@ impl TourDriver {
         }
         if matches!(self.waiting, Waiting::Fresh) {
             return Ok(self.begin_transition());
+        }
+        if matches!(self.waiting, Waiting::Verified) {
+            return Ok(Step::Do(Order::Verify));
         }
         match self.acts.pop_front() {
             Some(act) => {
@@ -269,7 +279,14 @@ impl TourDriver {
                 self.waiting = Waiting::Before;
                 Ok(())
             }
-            (Waiting::After, Answer::Tally(tally)) => self.end_transition(&tally),
+            (Waiting::After, Answer::Tally(tally)) => {
+                self.waiting = Waiting::Verified;
+                self.end_transition(&tally)
+            }
+            (Waiting::Verified, Answer::Verified(verified)) => {
+                let wanted = "tables that agree with the host and the books";
+                if verified.agrees() { Ok(()) } else { Err(self.astray(wanted, verified)) }
+            }
             (Waiting::For(act), answer) => {
                 self.waiting = Waiting::Before;
                 self.compare_act(act, answer)
@@ -332,7 +349,8 @@ impl TourDriver {
             }
             // Where more than "it was done" matters there is an act of its own.
             (Act::Do(order), answer) if !matches!(answer, Answer::Refused(_)) => {
-                let is_a_question = matches!(order, Order::Deed(_) | Order::Look(_) | Order::Count);
+                let is_a_question =
+                    matches!(order, Order::Deed(_) | Order::Look(_) | Order::Count | Order::Verify);
                 fine(!is_a_question, self.astray("nobody to ask", format!("{answer:?}")))
             }
             (act, Answer::Refused(error)) => {

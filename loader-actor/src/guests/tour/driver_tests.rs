@@ -35,6 +35,12 @@ fn tally(demotions: u64) -> Answer {
     Answer::Tally(Box::new(tally))
 }
 
+fn verified(differences: u64) -> Answer {
+    let mut verified = Verified::default();
+    (0..differences).for_each(|_| verified.differs(Some(PAGE), "ours", "theirs"));
+    Answer::Verified(Box::new(verified))
+}
+
 /// A driver that has taken the counts before its only transition and given its first order.
 fn begun(acts: Vec<Act>, counts: Vec<(Counter, Amount)>) -> (TourDriver, Step) {
     let mut driver = TourDriver::new(vec![transition(acts, counts)]);
@@ -50,9 +56,20 @@ fn a_transition_ends_with_its_counts_and_the_tour_with_its_last_transition() {
     assert_eq!(first, Step::Do(Order::Look(PAGE)));
     let next = driver.step(Some(state(Place::Resident { dirty: true })));
     assert_eq!(next, Ok(Step::Do(Order::Count)));
-    assert_eq!(driver.step(Some(tally(5))), Ok(Step::Finished));
+    assert_eq!(driver.step(Some(tally(5))), Ok(Step::Do(Order::Verify)));
+    assert_eq!(driver.step(Some(verified(0))), Ok(Step::Finished));
     let visit = driver.visits()[0];
     assert_eq!((visit.transition, visit.skipped, visit.demotions), ("a -> b", None, 2));
+}
+
+#[test]
+fn tables_that_disagree_with_the_host_after_a_transition_end_the_tour() {
+    let (mut driver, _) = begun(vec![Act::Do(Order::Forget(page()))], Vec::new());
+    driver.step(Some(Answer::Well)).unwrap();
+    driver.step(Some(tally(3))).unwrap();
+    let astray = driver.step(Some(verified(2))).unwrap_err();
+    assert!(astray.found.contains("2 differences"), "{astray}");
+    assert!(astray.found.contains("ours, but theirs"), "{astray}");
 }
 
 #[test]
