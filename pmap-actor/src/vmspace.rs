@@ -94,6 +94,7 @@ pub struct VmSpace<M> {
     fruitless: u64,
     harvests: harvest::Counted,
     blocks: superpages::Counted,
+    cooling: superpages::Cooling,
 }
 
 /// What an operation took away. Only the shootdown's end makes it free.
@@ -183,6 +184,7 @@ impl<M: Mirror> VmSpace<M> {
             fruitless: 0,
             harvests: harvest::Counted::default(),
             blocks: superpages::Counted::default(),
+            cooling: superpages::Cooling::default(),
             memory,
         }
     }
@@ -279,6 +281,9 @@ impl<M: Mirror> VmSpace<M> {
 
     /// Brings the mirror to what the guest's tables say after a call, and keeps what the shootdown has to give back.
     fn follow(&mut self, effects: Effects) -> Result<Removed, SpaceError> {
+        for block in effects.demoted.iter().chain(&effects.destroyed) {
+            self.cooling.leave_alone(*block);
+        }
         for run in effects.unreachable.as_slice() {
             self.mirror.unmap(*run).map_err(|error| host("unmap guest memory", &error))?;
         }

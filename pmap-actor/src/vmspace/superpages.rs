@@ -9,6 +9,11 @@
 //!   accessed bit, and a writable superpage cannot lose it. (With hardware's own bits it is cleared in place.)
 //! * on KVM, when it is read-only: write-protecting or ageing any part of a huge host mapping splits it, so
 //!   only blocks that are writable and dirty as a whole stay.
+//!
+//! And a block that was demoted, or could not be promoted, is left alone for a while: for so many faults in it, and twice as many each time.
+//! Otherwise a page whose rights change often would have its block copied by the host again and again.
+
+use std::collections::HashMap;
 
 use actors::contract::page::Resized;
 use actors::contract::space::SpaceError;
@@ -42,6 +47,38 @@ pub(super) struct Counted {
     pub(super) read_only: u64,
 }
 
+/// Blocks that were demoted, or could not be promoted, and are left alone.
+#[derive(Debug, Default)]
+pub(super) struct Cooling(HashMap<u64, Patience>);
+
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// Faults in the block until it is looked at again.
+    left: u32,
+    /// Faults the next time.
+    next: u32,
+}
+
+impl Cooling {
+    const FIRST: u32 = 16;
+    const LAST: u32 = 1 << 20;
+
+    /// The block of `at` is left alone, longer than the last time.
+    pub(super) fn leave_alone(&mut self, at: Gpa) {
+        let new = Patience { left: 0, next: Self::FIRST };
+        let patience = self.0.entry(block_of(at).start().0).or_insert(new);
+        patience.left = patience.next;
+        patience.next = (patience.next * 2).min(Self::LAST);
+    }
+
+    /// A fault in the block of `at`: whether it may be looked at.
+    fn may_look(&mut self, at: Gpa) -> bool {
+        let Some(patience) = self.0.get_mut(&block_of(at).start().0) else { return true };
+        patience.left = patience.left.saturating_sub(1);
+        patience.left == 0
+    }
+}
+
 /// The block of `at`.
 pub(super) fn block_of(at: Gpa) -> GpaRange {
     GpaRange::new(Gpa(at.0 / BLOCK * BLOCK), BLOCK).expect("memory ends before 64 bits")
@@ -61,15 +98,16 @@ impl<M: Mirror> VmSpace<M> {
 
     /// Looks whether the block of `at` is full now, and promotes it if that is of use.
     pub(super) fn consider_promotion(&mut self, at: Gpa) {
-        if !self.guest.may_promote(at) {
+        if !self.guest.may_promote(at) || !self.cooling.may_look(at) {
             return;
         }
         if self.would_not_last() {
             self.blocks.would_not_last += 1;
             return;
         }
-        // The host's refusal is counted; nothing is worse than before.
-        let _promoted = self.promote_block(at);
+        if !self.promote_block(at) {
+            self.cooling.leave_alone(at);
+        }
     }
 
     /// `false`: it is not one, and why is counted.
