@@ -13,9 +13,9 @@
 //! the pmap itself use; what is written there is in the object whether or not the guest can
 //! reach it. A *frame* is an offset into the memfd.
 //!
-//! The software engine has no use for the guest view: it walks the tables and uses the backing
-//! view itself ([`GuestMemory::host_of_frame`]). The guest view is mapped all the same; it
-//! costs addresses, not memory, and wired frames are locked through it.
+//! The software engine walks the tables and reaches frames through the guest view, too
+//! ([`GuestMemory::host_of_frame`]). Nothing is registered there then, and nothing unmapped; it is aligned to 2 MiB, so that a
+//! promoted block can be one huge page of the host as well.
 
 #![expect(unsafe_code, reason = "maps memory, and hands its addresses to the kernel")]
 
@@ -26,7 +26,7 @@ use std::ptr::NonNull;
 
 use actors::layout::MemoryLayout;
 use actors::{Gpa, GpaRange};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::huge::{HUGE, HugePages, free_reserved, memfd, taken_reserved};
 use super::window;
@@ -52,7 +52,7 @@ pub struct GuestMemory {
 ///
 /// `reservation .. + reserved` is a mapping of ours, made once and unmapped on drop, and
 /// `base .. + range.len()` lies in it. Rust code never dereferences it: only the guest
-/// and the kernel use the guest view.
+/// and the kernel use the guest view. (A software engine is the guest: [`GuestMemory::host_of_frame`].)
 #[derive(Debug)]
 struct GuestView {
     range: GpaRange,
@@ -241,22 +241,16 @@ impl GuestMemory {
         self.allocate(range, libc::FALLOC_FL_KEEP_SIZE)
     }
 
-    /// Makes the frames of `range` exist *and* maps them in the backing view, so that whoever
-    /// touches them there takes no fault of the host.
+    /// Makes the frames of `range` exist *and* maps them in the guest view, so that a software engine that
+    /// touches them there takes no fault of the host. Not while that view is registered with userfaultfd.
     ///
     /// # Errors
     ///
     /// The operating system's, when it has no memory left.
-    pub fn populate_backing(&self, range: GpaRange) -> io::Result<()> {
-        let place = self.host_of_frame(self.frame_of(range.start()), range.len());
-        let place = place.ok_or_else(|| io::Error::other(format!("{range} is not one stretch")))?;
+    pub fn populate_for_walkers(&self, range: GpaRange) -> io::Result<()> {
         loop {
-            // SAFETY: the range lies in the backing view. This writes nothing: pages that exist
-            // keep their contents, and the others appear as zeroes, which they were.
-            let done = checked(unsafe {
-                libc::madvise(place.as_ptr().cast(), self.len(range), libc::MADV_POPULATE_WRITE)
-            });
-            match done {
+            // This writes nothing: pages that exist keep their contents, and the others appear as zeroes, which they were.
+            match self.populate_view(range) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Linux before 5.14.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -268,7 +262,8 @@ impl GuestMemory {
     }
 
     /// The host address of `bytes` bytes of guest memory at `frame` (an offset in the memory
-    /// object) in the backing view; `None` when they are not all in one stretch of it.
+    /// object) in the guest view; `None` when they are not all in one stretch of it. For engines that walk the tables
+    /// themselves: KVM's guest view faults to the pmap.
     ///
     /// # Invariants
     ///
@@ -289,11 +284,12 @@ impl GuestMemory {
     #[inline]
     pub fn host_of_frame(&self, frame: u64, bytes: u64) -> Option<NonNull<u8>> {
         let end = frame.checked_add(bytes)?;
-        let (view, region) = self.views.iter().zip(self.backing.iter()).find(|(view, _)| {
-            view.first_frame <= frame && end <= view.first_frame + view.range.len()
-        })?;
+        let view = self
+            .views
+            .iter()
+            .find(|view| view.first_frame <= frame && end <= view.first_frame + view.range.len())?;
         let offset = self.len_of(frame - view.first_frame);
-        NonNull::new(region.as_ptr().wrapping_add(offset))
+        NonNull::new(view.base.as_ptr().wrapping_byte_add(offset).cast())
     }
 
     /// Copies what a page's frame holds (`page`: its frame divided by 4096). Others may write to
@@ -486,12 +482,12 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_has_an_address_in_the_backing_view_unless_it_crosses_an_end() {
+    fn a_frame_has_an_address_in_the_guest_view_unless_it_crosses_an_end() {
         let memory = split(2 << 30);
         let host = |frame, bytes| memory.host_of_frame(frame, bytes).map(|at| at.as_ptr());
         for gpa in [Gpa(0x5000), Gpa((1 << 30) - 4096), Gpa(4 << 30), Gpa((5 << 30) - 4096)] {
-            let expected = memory.backing().get_host_address(GuestAddress(gpa.0)).unwrap();
-            assert_eq!(host(memory.frame_of(gpa), 4096), Some(expected));
+            let found = host(memory.frame_of(gpa), 4096).unwrap();
+            assert_eq!(found.addr() as u64, memory.guest_address(gpa));
         }
         assert_eq!(host((1 << 30) - 4096, 8192), None, "the low stretch ends in between");
         assert_eq!(host((2 << 30) - 4096, 8192), None);
@@ -526,10 +522,10 @@ mod tests {
     }
 
     #[test]
-    fn populating_the_backing_view_makes_pages_and_keeps_their_contents() {
+    fn populating_for_walkers_makes_pages_and_keeps_their_contents() {
         let memory = split(256 << 20);
         memory.backing().write_obj(7u64, GuestAddress(0x5000)).unwrap();
-        memory.populate_backing(GpaRange::new(Gpa(0x4000), 0x4000).unwrap()).unwrap();
+        memory.populate_for_walkers(GpaRange::new(Gpa(0x4000), 0x4000).unwrap()).unwrap();
         assert_eq!(memory.resident_bytes().unwrap(), 0x4000);
         assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x5000)).unwrap(), 7);
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use actors::contract::page::Touch;
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress};
 
 use actors::{Access, Protection};
 
@@ -280,8 +280,8 @@ fn what_a_walker_finds_is_the_page_itself_zeroed_once_and_kept_until_it_is_freed
     space.give_back(removed).unwrap();
     assert_eq!(fault(&mut space, Gpa(0x3000), Access::Read).unwrap(), Served::MappedExisting(1));
     let frame = view.translate(Gpa(0x3000), Access::Read).unwrap().frame;
-    let host = memory.host_of_frame(frame, PAGE_SIZE).unwrap().as_ptr();
-    assert_eq!(host, memory.backing().get_host_address(GuestAddress(0x3000)).unwrap());
+    let host = memory.host_of_frame(frame, PAGE_SIZE).unwrap();
+    assert_eq!(host.addr().get() as u64, memory.guest_address(Gpa(0x3000)));
     assert_eq!(memory.backing().read_obj::<u64>(GuestAddress(0x3000)).unwrap(), 7);
     let removed = space.unmap(range(3, 1)).unwrap();
     space.give_back(removed).unwrap();

@@ -65,7 +65,7 @@ impl Tables {
             return Err(NestedRefusal::Misconfigured(broken));
         };
         // SAFETY: `GuestMemory` is kept as long as this value, and this value as long as the processor;
-        // the backing view is page-aligned, mapped once and never unmapped; nobody makes references into it. That the
+        // the guest view is page-aligned, mapped once and never unmapped; nobody makes references into it. That the
         // translation may still be used is the shootdown's business: the processor is flushed on its way in when
         // the generation has moved on.
         let host = unsafe { HostPage::new(host.as_ptr()) };
