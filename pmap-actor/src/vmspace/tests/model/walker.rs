@@ -116,7 +116,7 @@ impl Watched for Scripted {
 
 impl Mirror for Scripted {
     fn map_zeroed(&mut self, range: GpaRange) -> io::Result<Installed> {
-        self.memory.populate_backing(range)?;
+        self.memory.populate_for_walkers(range)?;
         Ok(self.put(range, true))
     }
 
@@ -183,7 +183,7 @@ impl Mirror for Scripted {
             1 => MappedHuge::Small(NotHuge::Busy),
             _ => MappedHuge::Huge,
         };
-        self.memory.populate_backing(block)?;
+        self.memory.populate_for_walkers(block)?;
         self.pages.extend(block.iter_pages().map(|page| (page.0, true)));
         Ok(answer)
     }
