@@ -5,13 +5,14 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use actors::PAGE_SIZE;
 use clap::{Args, Subcommand, ValueEnum, value_parser};
 use loader_actor::guests::{spin, toucher};
 use machine::ExitStatus;
 
 use crate::error::{BenchError, host};
 use crate::report::Report;
-use crate::{dirty, fault, interp, shootdown, table};
+use crate::{dirty, fault, harvest, interp, shootdown, table};
 
 /// Where "-" leads.
 const STDOUT: &str = "-";
@@ -36,6 +37,8 @@ enum Bench {
     Fault(FaultArgs),
     /// What it costs to learn which pages a guest stored to, by each of the host's ways
     Dirty(DirtyArgs),
+    /// What a harvest of accessed and modified bits costs, beside a shootdown for each page and KVM's dirty log
+    Harvest(HarvestArgs),
     /// How fast the software processor is, beside the real one, QEMU's translator and KVM
     Interp(InterpArgs),
 }
@@ -66,6 +69,96 @@ pub(crate) struct DirtyArgs {
 
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// Where harvests are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum On {
+    /// The software engine; bits are emulated by faults
+    Soft,
+    /// The software engine, whose page walk sets the bits as newer processors do
+    SoftHw,
+    /// KVM, which has forgotten a translation before its host mapping is gone: nobody is knocked on
+    Kvm,
+    /// KVM, and every vcpu is knocked on nevertheless
+    KvmKicked,
+}
+
+impl On {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Soft => "soft",
+            Self::SoftHw => "soft-hw",
+            Self::Kvm => "kvm",
+            Self::KvmKicked => "kvm-kicked",
+        }
+    }
+
+    pub(crate) fn is_kvm(self) -> bool {
+        matches!(self, Self::Kvm | Self::KvmKicked)
+    }
+}
+
+/// `skep bench harvest`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+A harvest reads and clears the accessed and modified bits of many pages, and shoots down what
+processors may have cached of them: once, for all pages together. The vcpus run while it is taken.
+
+  all pages, both bits          as for a working set and a backup at once
+  all pages, stores (an epoch)  what a backup or a migration asks for
+  few pages, both bits          the same scan, when little was touched since the last one
+  page by page, both bits       the same work with a shootdown for each page; extrapolated from --sample pages
+  all pages, stores (bare)      KVM's dirty log, without skep: what reading (and clearing) it takes
+
+Scan is reading and clearing, and making the host's mapping follow; shootdown is from the first knock
+until the last vcpu is out. The second table says what it costs the guest to touch its pages again,
+and by which faults its bits were set: none where whoever walks the tables sets them.
+
+  skep bench harvest                                             all of it, in about a minute
+  skep bench harvest --memory 64 --rounds 1 --on soft            a quick look
+  skep bench harvest --memory 256 --on soft,soft-hw --json out.json")]
+pub(crate) struct HarvestArgs {
+    /// How much is resident, touched and harvested, in MiB
+    #[arg(long = "memory", value_name = "MIB", default_value_t = 1024, value_parser = value_parser!(u64).range(1..=2048))]
+    pub(crate) mebibytes: u64,
+
+    /// How many vcpus touch it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=64))]
+    pub(crate) vcpus: u16,
+
+    /// Where, in turns
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE,...",
+        value_delimiter = ',',
+        default_value = "soft,soft-hw,kvm,kvm-kicked"
+    )]
+    pub(crate) on: Vec<On>,
+
+    /// For "few pages", and for touches after a harvest: one page of so many is touched
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u64).range(1..=1 << 16))]
+    pub(crate) sparse: u64,
+
+    /// For "page by page": so many pages are
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = value_parser!(u64).range(1..=1 << 16))]
+    pub(crate) sample: u64,
+
+    /// Rounds in which all take their turns, after a first one that warms up; medians count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u64).range(1..=1000))]
+    pub(crate) rounds: u64,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl HarvestArgs {
+    /// How many pages: as many for each vcpu.
+    pub(crate) fn pages(&self) -> u64 {
+        let pages = (self.mebibytes << 20) / PAGE_SIZE;
+        pages - pages % u64::from(self.vcpus)
+    }
 }
 
 /// `skep bench interp`.
@@ -216,6 +309,10 @@ pub fn run(args: &BenchArgs) -> Result<ExitStatus, BenchError> {
             answer(&args.output, || fault::run(args))
         }
         Bench::Dirty(args) => answer(&args.output, || dirty::run(args)),
+        Bench::Harvest(args) => {
+            harvest::check(args)?;
+            answer(&args.output, || harvest::run(args))
+        }
         Bench::Interp(args) => {
             interp::check(args)?;
             answer(&args.output, || interp::run(args))
@@ -233,6 +330,15 @@ trait Answer: serde::Serialize {
 impl Answer for Report {
     fn text(&self) -> String {
         table::render(self)
+    }
+    fn is_missed(&self) -> bool {
+        self.is_missed()
+    }
+}
+
+impl Answer for harvest::HarvestReport {
+    fn text(&self) -> String {
+        self.text()
     }
     fn is_missed(&self) -> bool {
         self.is_missed()
@@ -320,7 +426,7 @@ mod tests {
             Bench::Shootdown(args) => shootdown::run(&args),
             Bench::Fault(args) => fault::run(&args),
             Bench::Dirty(args) => dirty::run(&args),
-            Bench::Interp(_) => panic!("another kind of report"),
+            Bench::Harvest(_) | Bench::Interp(_) => panic!("another kind of report"),
         };
         let report = report.unwrap();
         // So few samples are never judged.
@@ -357,12 +463,48 @@ mod tests {
         }
     }
 
+    /// A harvest where no privilege is needed; the bare logs are left out where there is no KVM.
+    #[test]
+    fn a_small_harvest_finds_what_was_touched_with_one_knock_for_each_vcpu() {
+        let _turn = crate::ONE_AT_A_TIME.lock();
+        let line = "harvest --memory 1 --vcpus 2 --on soft,soft-hw --sparse 8 --sample 3 --rounds 1";
+        let Bench::Harvest(args) = parse(line).unwrap().bench else { panic!("another benchmark") };
+        let report = harvest::run(&args).unwrap();
+        let of = |on, what: &str| {
+            let row = report.harvests.iter().find(|row| row.on == on && row.what.starts_with(what));
+            row.unwrap().median
+        };
+        for on in ["soft", "soft-hw"] {
+            let pages = [("all pages, both", 256), ("few", 32)];
+            for (what, pages) in pages {
+                assert_eq!(of(on, what).pages, pages, "{on}: {what}");
+                assert!(of(on, what).knocks <= 2, "{on}: {what}");
+            }
+        }
+        let faults = |on, what: &str| {
+            let row = report.touches.iter().find(|row| row.on == on && row.what.starts_with(what));
+            let guest = row.unwrap().median;
+            (guest.accessed_faults, guest.modified_faults)
+        };
+        assert_eq!(faults("soft", "store, nothing"), (0, 0));
+        assert_eq!(faults("soft", "store, both"), (0, 32));
+        assert_eq!(faults("soft", "store, modified"), (0, 32));
+        assert_eq!(faults("soft", "load, both"), (32, 0));
+        assert_eq!(faults("soft-hw", "store, both"), (0, 0));
+        assert!(!report.is_missed());
+    }
+
     #[test]
     fn what_makes_no_sense_is_refused_before_anything_runs() {
         for line in ["", "shootdown --vcpus 0", "shootdown --vcpus 256", "shootdown --rounds 0"] {
             assert!(parse(line).is_err(), "{line}");
         }
-        for line in ["fault --around 3", "fault --around 0", "fault --around 1024"] {
+        for line in [
+            "fault --around 3",
+            "fault --around 0",
+            "fault --around 1024",
+            "harvest --memory 1 --sparse 257",
+        ] {
             let refused = run(&parse(line).unwrap()).unwrap_err();
             assert_eq!(refused.exit_status(), ExitStatus::Usage, "{line}");
         }

@@ -28,6 +28,7 @@ mod environment;
 mod error;
 mod executing;
 mod fault;
+mod harvest;
 mod interp;
 mod kernel;
 mod noise;

@@ -2,34 +2,36 @@
 
 use std::fmt::Write;
 
+use crate::environment::Labels;
+use crate::noise::Noise;
 use crate::report::{Case, Judgement, Ratio, Report};
 use crate::samples::ratio;
 
 const MICROSECOND: u64 = 1_000;
 
-fn microseconds(nanoseconds: u64) -> String {
+pub(crate) fn microseconds(nanoseconds: u64) -> String {
     let value = ratio(nanoseconds, MICROSECOND);
     if nanoseconds < 10 * MICROSECOND { format!("{value:.2}") } else { format!("{value:.1}") }
 }
 
-/// The whole report.
-pub(crate) fn render(report: &Report) -> String {
-    let mut text = String::new();
-    let labels = &report.labels;
+/// What is said before any figure: where it was measured, and what else went on.
+pub(crate) fn head(bench: &str, placement: &str, labels: &Labels, noise: Noise) -> String {
     let idle_poll = if labels.idle_poll { "on" } else { "off" };
     let lines = [
-        format!("skep bench {}", report.bench),
+        format!("skep bench {bench}"),
         format!("  engine     {}, KVM {}", labels.engine, labels.kvm),
         format!("  host       Linux {}, {} cpus, {}", labels.kernel, labels.cpus, labels.processor),
         format!("  skep       {} ({} build)", labels.version, labels.build),
-        format!("  placement  {}; idle-poll {idle_poll}", report.placement),
-        format!("  host was   {}", noise(report)),
-        String::new(),
+        format!("  placement  {placement}; idle-poll {idle_poll}"),
+        format!("  host was   {}", noise_in_words(noise)),
     ];
-    for line in lines {
-        text += line.trim_end();
-        text.push('\n');
-    }
+    lines.iter().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// The whole report.
+pub(crate) fn render(report: &Report) -> String {
+    let mut text = head(report.bench, &report.placement, &report.labels, report.noise);
+    text.push('\n');
     cases(&mut text, &report.cases);
     if !report.ratios.is_empty() {
         text.push('\n');
@@ -38,8 +40,7 @@ pub(crate) fn render(report: &Report) -> String {
     text
 }
 
-fn noise(report: &Report) -> String {
-    let noise = report.noise;
+fn noise_in_words(noise: Noise) -> String {
     let verdict = if noise.is_dirty { "dirty: bounds are not judged" } else { "clean" };
     format!(
         "{verdict} (foreign work {:.1} % of cpu time, stolen {:.1} %)",

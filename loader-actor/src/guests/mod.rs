@@ -28,6 +28,7 @@ pub mod start;
 pub mod storm;
 pub mod storm_control;
 pub mod storm_driver;
+pub mod sweep;
 mod tables;
 pub mod toucher;
 pub mod tour;
@@ -119,6 +120,7 @@ pub const ALL: &[&Guest] = &[
     &storm::GUEST_AT_CPL_0,
     &spin::GUEST,
     &toucher::GUEST,
+    &sweep::GUEST,
     &tour::GUEST,
     &loops::GUEST,
 ];

@@ -65,6 +65,8 @@ fn what_the_guests_work_on_lies_in_the_memory_they_ask_for() {
         assert!(storm_control::data_range().end().0 <= needs(storm));
     }
     assert!(toucher::result(toucher::MOST_TOUCHES - 1) < toucher::FREE);
+    assert!(sweep::looks(places::MOST_VCPUS - 1).0 + 8 <= sweep::FREE.0);
+    assert!(sweep::PASS.0 + 4 * 8 <= sweep::done(0).0);
 }
 
 #[test]
