@@ -467,7 +467,8 @@ mod tests {
     #[test]
     fn a_small_harvest_finds_what_was_touched_with_one_knock_for_each_vcpu() {
         let _turn = crate::ONE_AT_A_TIME.lock();
-        let line = "harvest --memory 1 --vcpus 2 --on soft,soft-hw --sparse 8 --sample 3 --rounds 1";
+        let line =
+            "harvest --memory 1 --vcpus 2 --on soft,soft-hw --sparse 8 --sample 3 --rounds 1";
         let Bench::Harvest(args) = parse(line).unwrap().bench else { panic!("another benchmark") };
         let report = harvest::run(&args).unwrap();
         let of = |on, what: &str| {

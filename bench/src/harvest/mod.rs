@@ -154,8 +154,7 @@ fn bare_round(
     let (vcpu, pager) = ([cpus.of_vcpu(0)], [cpus.initiator()]);
     for took in bare_dirty::measure(method, count, 1, &vcpu, &pager)? {
         let scan_ns = nanoseconds(took.collect);
-        let found =
-            Found { pages, examined_pages: pages, scan_ns, shootdown_ns: 0, knocks: 0 };
+        let found = Found { pages, examined_pages: pages, scan_ns, shootdown_ns: 0, knocks: 0 };
         rounds.harvest(BARE, found);
         let touch = |ticks| {
             let touch_ns = rate.nanoseconds(ticks) / pages.max(1);

@@ -241,7 +241,8 @@ impl HarvestReport {
     }
 
     fn harvest_lines(&self, text: &mut String) {
-        let head = ["pages", "scan", "ns/page", "shootdown", "total", "shortest", "longest", "knocks"];
+        let head =
+            ["pages", "scan", "ns/page", "shootdown", "total", "shortest", "longest", "knocks"];
         line(text, ["harvest, microseconds", ""], head.map(str::to_owned));
         for row in &self.harvests {
             let found = &row.median;
@@ -264,7 +265,8 @@ impl HarvestReport {
     }
 
     fn touch_lines(&self, text: &mut String) {
-        let head = ["touches", "ns each", "shortest", "longest", "accessed", "modified", "other", ""];
+        let head =
+            ["touches", "ns each", "shortest", "longest", "accessed", "modified", "other", ""];
         line(text, ["touch, and its faults", ""], head.map(str::to_owned));
         for row in &self.touches {
             let guest = &row.median;
@@ -307,7 +309,8 @@ mod tests {
     }
 
     fn report(is_dirty: bool, rows: &[(&str, &'static str, Found)]) -> HarvestReport {
-        let row = |(on, what, found): &(&str, &'static str, Found)| Row::of(on, what, &[*found]).unwrap();
+        let row =
+            |(on, what, found): &(&str, &'static str, Found)| Row::of(on, what, &[*found]).unwrap();
         HarvestReport {
             bench: "harvest",
             placement: String::new(),

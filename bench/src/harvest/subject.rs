@@ -10,7 +10,7 @@ use loader_actor::guests::sweep;
 use machine::{ConsoleKind, EngineChoice, Machine, MachineSpec, ShootdownMode};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::result::{Guest, Found};
+use super::result::{Found, Guest};
 use crate::cli::{HarvestArgs, On};
 use crate::environment::{Cpus, pin_machine};
 use crate::error::{BenchError, host};
@@ -123,9 +123,8 @@ impl Subject {
 
     /// Lets the vcpus touch pages, each its share. What comes back is of one vcpu's time.
     pub(super) fn pass(&mut self, what: What) -> Result<Guest, BenchError> {
-        let count = |subject: &Self| {
-            subject.machine.space().count().map_err(|why| subject.ended(&why))
-        };
+        let count =
+            |subject: &Self| subject.machine.space().count().map_err(|why| subject.ended(&why));
         let touches = self.pages() / what.apart / u64::from(self.vcpus);
         let pass = sweep::Pass {
             start: sweep::FREE,
