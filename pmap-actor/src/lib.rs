@@ -10,8 +10,9 @@
 //! One actor, [`space_actor`], owns all of it, so the two never disagree in public; everybody
 //! else holds a [`handle::SpaceHandle`].
 //!
-//! Reading order: `map.rs` (what should be) → `ept/` (bits and tables) → `vmspace.rs` (the
-//! operations) → `mirror.rs` and `host/` (what the host is told) → `space_actor.rs` (who may
+//! Reading order: `map.rs` (what should be) → `ept/` (bits and tables) → `pmap/` (every operation on
+//! them) → `object.rs`, `content.rs`, `swap/` (where contents are that are not in memory) → `vmspace.rs` (all of it
+//! together) → `mirror.rs` and `host/` (what the host is told) → `space_actor.rs` (who may
 //! ask what, and how removals wait for their shootdown).
 
 pub mod completed;
