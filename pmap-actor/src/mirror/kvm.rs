@@ -10,6 +10,12 @@
 //! The host drops *all* of a huge mapping when a part of it is write-protected, unmapped or freed. Our
 //! tables then have leaves for the rest, so the rest is mapped again at once: 511 nested faults would
 //! cost the guest a hundred times as much. For this the mirror remembers where it made huge ones.
+//!
+//! # Reserved huge pages
+//!
+//! userfaultfd cannot fill them with zeroes, and nothing smaller than 2 MiB of them can be protected or
+//! taken away. So memory that is made of them is mapped as a whole at the start and never watched: that
+//! fits a guest that is wired as a whole, and no other. What would take something away is refused.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +24,7 @@ use std::sync::Arc;
 use actors::{Access, Gpa, GpaRange, PAGE_SIZE};
 
 use super::{MappedHuge, Mirror, Promoted};
-use crate::host::huge::{HUGE, HugeSupport, NoHugePages, NotHuge};
+use crate::host::huge::{HUGE, HugePages, HugeSupport, NoHugePages, NotHuge};
 use crate::host::memory::GuestMemory;
 use crate::host::pagemap::{HostPage, Pagemap};
 use crate::host::userfault::{Installed, Userfault};
@@ -62,7 +68,10 @@ impl KvmMirror {
         skip_unmap: bool,
     ) -> io::Result<Self> {
         for slot in memory.slots() {
-            userfault.register(slot.host, slot.range.len())?;
+            match memory.pages() {
+                HugePages::Transparent => userfault.register(slot.host, slot.range.len())?,
+                HugePages::Reserved => memory.populate_view(slot.range)?,
+            }
         }
         Ok(Self {
             memory,
@@ -76,6 +85,20 @@ impl KvmMirror {
 
     fn address(&self, range: GpaRange) -> u64 {
         self.memory.guest_address(range.start())
+    }
+
+    /// Of reserved huge pages: mapped as a whole since the start.
+    fn is_fixed(&self) -> bool {
+        self.memory.pages() == HugePages::Reserved
+    }
+
+    fn must_not_be_fixed(&self) -> io::Result<()> {
+        if !self.is_fixed() {
+            return Ok(());
+        }
+        let why =
+            "memory of reserved huge pages is wired as a whole: nothing of it can be taken away";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 
     fn support(&mut self) -> Option<HugeSupport> {
@@ -207,14 +230,25 @@ fn block_at(start: Gpa) -> GpaRange {
 
 impl Mirror for KvmMirror {
     fn map_zeroed(&mut self, range: GpaRange) -> io::Result<Installed> {
+        if self.is_fixed() {
+            return Ok(Installed::Bytes(range.len()));
+        }
         self.userfault.zero(self.address(range), range.len())
     }
 
     fn map_existing(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed> {
+        if self.is_fixed() {
+            // Nothing can be read-only here.
+            return self.set_writable(range, writable).map(|()| Installed::Bytes(range.len()));
+        }
         self.userfault.map(self.address(range), range.len(), writable)
     }
 
     fn set_writable(&mut self, range: GpaRange, writable: bool) -> io::Result<()> {
+        if self.is_fixed() && writable {
+            return Ok(());
+        }
+        self.must_not_be_fixed()?;
         if !writable {
             return self.take_away(range, Some(false), |mirror| mirror.protect(range, true));
         }
@@ -231,6 +265,7 @@ impl Mirror for KvmMirror {
     }
 
     fn unmap(&mut self, range: GpaRange) -> io::Result<()> {
+        self.must_not_be_fixed()?;
         if self.skip_unmap {
             return Ok(());
         }
@@ -239,6 +274,7 @@ impl Mirror for KvmMirror {
 
     /// Freeing a part of a huge page splits it, and the host then drops every mapping of it.
     fn free(&mut self, range: GpaRange) -> io::Result<()> {
+        self.must_not_be_fixed()?;
         // Freeing would drop the host mapping too.
         if self.skip_unmap {
             return Ok(());
@@ -262,6 +298,7 @@ impl Mirror for KvmMirror {
     }
 
     fn refuse(&mut self, range: GpaRange) -> io::Result<()> {
+        self.must_not_be_fixed()?;
         self.memory.set_view_access(range, false)?;
         self.wake(range)
     }
@@ -271,6 +308,9 @@ impl Mirror for KvmMirror {
     }
 
     fn wake(&mut self, range: GpaRange) -> io::Result<()> {
+        if self.is_fixed() {
+            return Ok(());
+        }
         self.userfault.wake(self.address(range), range.len())
     }
 
@@ -306,6 +346,9 @@ impl Mirror for KvmMirror {
     /// * A page that a vcpu brings back while the host copies is waited for by the kernel, page by page
     ///   under its lock, and found again in the copy.
     fn promote(&mut self, block: GpaRange) -> io::Result<Promoted> {
+        if self.is_fixed() {
+            return Ok(Promoted::Huge);
+        }
         if let Some(why) = self.obstacle(block)? {
             return Ok(Promoted::Refused(why));
         }
@@ -323,6 +366,9 @@ impl Mirror for KvmMirror {
     /// (Collapsing it with one page in it, which would save 511 allocations, is refused as long as a
     /// neighbour is registered.)
     fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge> {
+        if self.is_fixed() {
+            return Ok(MappedHuge::Huge);
+        }
         if !self.memory.is_block(block) {
             return Ok(MappedHuge::Refused(NotHuge::Misplaced));
         }

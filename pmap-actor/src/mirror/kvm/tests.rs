@@ -13,6 +13,7 @@ use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::host::huge::free_reserved;
 
 const WRITABLE: HostPage = HostPage { present: true, swapped: false, write_protected: false };
 const READ_ONLY: HostPage = HostPage { write_protected: true, ..WRITABLE };
@@ -277,6 +278,29 @@ fn whoever_counts_in_a_block_that_becomes_huge_and_small_again_loses_no_count() 
         let count = counter.join().unwrap();
         assert_eq!(host.load(page(200).start()), Some(count));
     });
+}
+
+#[test]
+fn memory_of_reserved_pages_is_mapped_from_the_start_and_stays() {
+    if free_reserved().unwrap_or(0) < 4 {
+        eprintln!("not tested here: the host has no 4 reserved huge pages to spare");
+        return;
+    }
+    let Ok(userfault) = Userfault::open() else { return };
+    let layout = MemoryLayout::split(4 * HUGE, LOWMEM_LIMIT, 48).unwrap();
+    let memory = Arc::new(GuestMemory::with_pages(layout, HugePages::Reserved).unwrap());
+    let mut mirror = KvmMirror::new(memory.clone(), Arc::new(userfault), false).unwrap();
+    memory.backing().write_obj(7u64, GuestAddress(HUGE)).unwrap();
+    assert_eq!(mirror.map_zeroed(page(0)).unwrap(), Installed::Bytes(PAGE_SIZE));
+    let mut word = [0; 8];
+    let mem = File::open("/proc/self/mem").unwrap();
+    mem.read_exact_at(&mut word, memory.guest_address(Gpa(HUGE))).unwrap();
+    assert_eq!(u64::from_ne_bytes(word), 7);
+    for refused in
+        [mirror.unmap(page(0)), mirror.free(block()), mirror.set_writable(page(0), false)]
+    {
+        assert!(refused.unwrap_err().to_string().contains("wired as a whole"));
+    }
 }
 
 #[test]
