@@ -234,14 +234,15 @@ impl<M: Mirror> VmSpace<M> {
             ("mixed_dirty", refused.mixed_dirty),
             ("would_not_last", self.blocks.would_not_last),
             ("read_only", self.blocks.read_only),
-            ("host_refused", self.blocks.host_refused),
         ];
+        let by_host = self.blocks.host_refused.iter().map(|(cause, times)| (*cause, *times));
         PmapTally {
             promotions: guest.promotions,
             superpages_entered: guest.entered_superpages,
             demotions: guest.demotions.total() + guest.destroyed_superpages,
             promotion_failures: failures
                 .into_iter()
+                .chain(by_host)
                 .filter(|(_, times)| *times > 0)
                 .map(|(cause, times)| (cause.to_owned(), times))
                 .collect(),

@@ -99,7 +99,7 @@ impl<M: Mirror> VmSpace<M> {
         }
         if self.guest.leaf(gpa).is_some() {
             let served = self.fault_on_leaf(gpa, access, &entry)?;
-            self.consider_promotion(gpa);
+            self.consider_promotion(gpa)?;
             return Ok(Outcome::Served(served));
         }
         let page = self.page_number(gpa);
@@ -113,7 +113,7 @@ impl<M: Mirror> VmSpace<M> {
             Page::Stored(_) | Page::Arriving(_) => self.fault_on_stored(gpa, access, &entry)?,
         };
         if let Outcome::Served(_) = served {
-            self.consider_promotion(gpa);
+            self.consider_promotion(gpa)?;
         }
         Ok(served)
     }

@@ -65,7 +65,7 @@ impl<M: Mirror> VmSpace<M> {
         self.left_over.join(removed);
         let mut block = part.start();
         while block < part.end() {
-            self.consider_promotion(block);
+            self.consider_promotion(block)?;
             block = super::superpages::block_after(block);
         }
         Ok(())
@@ -225,7 +225,7 @@ impl<M: Mirror> VmSpace<M> {
                     self.install(run, nobody, &entry, Source::Object)?;
                     let mut block = run.start();
                     while block < run.end() {
-                        self.consider_promotion(block);
+                        self.consider_promotion(block)?;
                         block = super::superpages::block_after(block);
                     }
                 }

@@ -13,15 +13,17 @@
 //! And a block that was demoted, or could not be promoted, is left alone for a while: for so many faults in it, and twice as many each time.
 //! Otherwise a page whose rights change often would have its block copied by the host again and again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
 
 use actors::contract::page::Resized;
 use actors::contract::space::SpaceError;
 use actors::{Access, Gpa, GpaRange, Protection};
 
-use super::{Removed, Served, Told, Unserved, VmSpace};
+use super::{Removed, Served, Told, Unserved, VmSpace, host};
 use crate::ept::attribute::Attribute;
 use crate::ept::tables::{BLOCK, Block};
+use crate::host::huge::NotHuge;
 use crate::map::MapEntry;
 use crate::mirror::{MappedHuge, Mirror, Promoted};
 use crate::object::Page;
@@ -37,14 +39,20 @@ pub struct Superpages {
 }
 
 /// Promotions that did not happen for reasons that the pmap does not know.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counted {
     /// The next harvest would take it apart.
     pub(super) would_not_last: u64,
-    /// The host did not make its mapping huge.
-    pub(super) host_refused: u64,
     /// Read-only, where that is of no use.
     pub(super) read_only: u64,
+    /// The host did not make its mapping huge, by its reason.
+    pub(super) host_refused: BTreeMap<&'static str, u64>,
+}
+
+impl Counted {
+    fn refused(&mut self, why: NotHuge) {
+        *self.host_refused.entry(why.name()).or_default() += 1;
+    }
 }
 
 /// Blocks that were demoted, or could not be promoted, and are left alone.
@@ -97,41 +105,41 @@ impl<M: Mirror> VmSpace<M> {
     }
 
     /// Looks whether the block of `at` is full now, and promotes it if that is of use.
-    pub(super) fn consider_promotion(&mut self, at: Gpa) {
+    ///
+    /// # Errors
+    ///
+    /// The host's, after which nobody reaches the block any more: the guest cannot go on.
+    pub(super) fn consider_promotion(&mut self, at: Gpa) -> io::Result<()> {
         if !self.guest.may_promote(at) || !self.cooling.may_look(at) {
-            return;
+            return Ok(());
         }
         if self.would_not_last() {
             self.blocks.would_not_last += 1;
-            return;
+            return Ok(());
         }
-        if !self.promote_block(at) {
+        if !self.promote_block(at)? {
             self.cooling.leave_alone(at);
         }
+        Ok(())
     }
 
     /// `false`: it is not one, and why is counted.
-    fn promote_block(&mut self, at: Gpa) -> bool {
+    fn promote_block(&mut self, at: Gpa) -> io::Result<bool> {
         let block = block_of(at);
         if self.guest.can_promote(at, Unaccessed::Mark).is_err() {
             // Counts the cause.
-            return self.guest.promote(at, Unaccessed::Mark).is_ok();
+            return Ok(self.guest.promote(at, Unaccessed::Mark).is_ok());
         }
         let first = self.guest.rights(block.start());
         if self.settings.superpages.writable_only && !first.contains(Protection::WRITE) {
             self.blocks.read_only += 1;
-            return false;
+            return Ok(false);
         }
-        match self.mirror.promote(block) {
-            Ok(Promoted::Huge) => self.guest.promote(at, Unaccessed::Mark).is_ok(),
-            Ok(Promoted::Refused(_)) => {
-                self.blocks.host_refused += 1;
-                false
-            }
-            Err(error) => {
-                self.blocks.host_refused += 1;
-                tracing::warn!(%block, %error, "the host could not make a huge mapping");
-                false
+        match self.mirror.promote(block)? {
+            Promoted::Huge => Ok(self.guest.promote(at, Unaccessed::Mark).is_ok()),
+            Promoted::Refused(why) => {
+                self.blocks.refused(why);
+                Ok(false)
             }
         }
     }
@@ -166,12 +174,12 @@ impl<M: Mirror> VmSpace<M> {
             wired: entry.wired,
         };
         match self.mirror.map_huge(block)? {
-            MappedHuge::Refused(_) => {
-                self.blocks.host_refused += 1;
+            MappedHuge::Refused(why) => {
+                self.blocks.refused(why);
                 return Ok(None);
             }
-            MappedHuge::Small(_) => {
-                self.blocks.host_refused += 1;
+            MappedHuge::Small(why) => {
+                self.blocks.refused(why);
                 for page in block.iter_pages() {
                     let number = self.page_number(page);
                     self.content.appear(number);
@@ -206,7 +214,10 @@ impl<M: Mirror> VmSpace<M> {
             if range.covers(at)
                 && !matches!(self.guest.tables().block(at.start()), Block::Superpage(_))
             {
-                if self.promote_block(at.start()) {
+                let promoted = self
+                    .promote_block(at.start())
+                    .map_err(|error| host("make a host mapping huge", &error))?;
+                if promoted {
                     resized.changed_blocks += 1;
                 } else {
                     resized.refused_blocks += 1;
