@@ -146,6 +146,12 @@ impl<M: Watched> Bench<M> {
             );
         }
         let told = !from_cache || self.in_flight.is_none();
+        if told && self.pages[index(page)].or_zero {
+            // Whoever has seen what it is sees the same from now on.
+            let stamp = self.read_word(page, 0);
+            let model = &mut self.pages[index(page)];
+            (model.stamp, model.or_zero) = (stamp, false);
+        }
         let model = &mut self.pages[index(page)];
         model.used |= !from_cache;
         model.stored |= told && access == Access::Write;
@@ -464,7 +470,8 @@ impl<M: Watched> Bench<M> {
     /// Whoever copies the memory must hear of it.
     fn becomes_zeroes(&mut self, span: Span) {
         for page in span.first..span.first + span.pages {
-            if self.pages[index(page)].stamp != 0 {
+            let Page { stamp, or_zero, .. } = self.pages[index(page)];
+            if stamp != 0 && !or_zero {
                 for consumer in &mut self.consumers {
                     consumer.pending.insert(page);
                 }
