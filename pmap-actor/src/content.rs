@@ -609,3 +609,6 @@ impl Content {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,8 +152,10 @@ impl<M: Watched> Bench<M> {
             let model = &mut self.pages[index(page)];
             (model.stamp, model.or_zero) = (stamp, false);
         }
+        // With emulated bits a page may be executed that nobody may read, and a fetch leaves no trace then.
+        let leaves_no_trace = access == Access::Execute && self.space.tables().masks().emulated;
         let model = &mut self.pages[index(page)];
-        model.used |= !from_cache;
+        model.used |= !from_cache && !leaves_no_trace;
         model.stored |= told && access == Access::Write;
         true
     }
