@@ -2,7 +2,7 @@
 
 use std::io;
 
-use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
+use actors::{Access, Gpa, GpaRange, PAGE_SIZE, PageSize, Protection};
 
 use super::{Told, VmSpace};
 use crate::ept::attribute::Attribute;
@@ -139,6 +139,10 @@ impl<M: Mirror> VmSpace<M> {
         }
         let after = self.guest.rights(gpa);
         let writable = after.contains(Protection::WRITE);
+        let is_block = self.guest.leaf(gpa).is_some_and(|leaf| leaf.size == PageSize::Size2MiB);
+        if is_block && !before.contains(Protection::READ) && after.contains(Protection::READ) {
+            self.reach_block(gpa, writable)?;
+        }
         let served = self.mirror.mend(page, access, writable)?;
         Ok(match served {
             Served::AlreadyThere if before == after => Served::AlreadyThere,

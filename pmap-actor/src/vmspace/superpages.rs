@@ -18,12 +18,13 @@ use std::io;
 
 use actors::contract::page::Resized;
 use actors::contract::space::SpaceError;
-use actors::{Access, Gpa, GpaRange, Protection};
+use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use super::{Removed, Served, Told, Unserved, VmSpace, host};
 use crate::ept::attribute::Attribute;
 use crate::ept::tables::{BLOCK, Block};
 use crate::host::huge::NotHuge;
+use crate::host::userfault::Installed;
 use crate::map::MapEntry;
 use crate::mirror::{MappedHuge, Mirror, Promoted};
 use crate::object::Page;
@@ -142,6 +143,22 @@ impl<M: Mirror> VmSpace<M> {
                 Ok(false)
             }
         }
+    }
+
+    /// An aged superpage was used again, and its one accessed bit allows loads of 512 pages: so does the mirror.
+    pub(super) fn reach_block(&mut self, gpa: Gpa, writable: bool) -> io::Result<()> {
+        let block = block_of(gpa);
+        let mut next = block.start();
+        while next < block.end() {
+            let rest = GpaRange::new(next, block.end().0 - next.0).expect("part of a block");
+            let bytes = match self.mirror.map_existing(rest, writable)? {
+                Installed::Bytes(bytes) => bytes,
+                Installed::AlreadyThere => PAGE_SIZE,
+                Installed::Busy => 0,
+            };
+            next = Gpa(next.0 + bytes);
+        }
+        Ok(())
     }
 
     /// Gives the guest the whole block of `gpa` at once, if nothing of it is there yet and that is wanted.

@@ -62,6 +62,25 @@ fn what_is_stored_after_a_page_was_given_up_is_not_given_up_with_it() {
     ]);
 }
 
+/// The tables allowed loads of 512 pages again, and the host mapping of one.
+#[test]
+fn an_aged_superpage_that_is_used_again_is_reached_as_a_whole() {
+    for flags in [PmapFlags::all(), PmapFlags::all() - PmapFlags::EXECUTE_ONLY] {
+        for mirrored in [false, true] {
+            let steps = [
+                Step::TouchAll(0, Write),
+                Step::Protect(span(0, 512), Protection::READ | Protection::EXECUTE),
+                Step::Advise(span(0, 300), Advice::DontNeed),
+                touch(0, Read),
+                touch(511, Read),
+            ];
+            for seed in 0..4 {
+                run(Setup { mirrored, store: None, seed, ..setup(flags) }, &steps);
+            }
+        }
+    }
+}
+
 /// A consumer kept what a page had held before it was unmapped.
 #[test]
 fn who_takes_epochs_hears_that_an_unmapped_page_is_zeroes() {
@@ -75,4 +94,12 @@ fn who_takes_epochs_hears_that_an_unmapped_page_is_zeroes() {
         Step::Take(0),
         Step::Finish,
     ]);
+}
+
+/// Not a failure: what the other sequences are to be believed by.
+#[test]
+fn a_block_comes_at_once_where_that_is_wanted() {
+    let setup = Setup { at_once: true, store: None, ..setup(PmapFlags::SUPERPAGES) };
+    let (pmap, _) = run(setup, &[touch(5, Write), touch(500, Read)]);
+    assert_eq!((pmap.superpages_entered, pmap.promotions), (1, 0));
 }

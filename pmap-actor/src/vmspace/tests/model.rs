@@ -5,25 +5,24 @@
 //! than they began, with stores through stale translations in between; workers do their work later than they were told,
 //! and are heard later than that, and each of them may fail.
 //!
-//! `steps.rs`: what may happen. `walker.rs`: who reaches memory. `workers.rs`: pageout and pagein. `follow.rs`: each step, done to
-//! both. `check.rs`: what must be true after each.
+//! `steps.rs`: what may happen. `walker.rs`: who reaches memory. `workers.rs`: pageout and pagein. `follow.rs` and `requests.rs`: each step,
+//! done to both. `check.rs`: what must be true after each. `long.rs`: minutes of it.
 
 mod check;
 mod follow;
+mod long;
+mod requests;
 mod steps;
 mod walker;
 mod workers;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use actors::contract::page::DirtyConsumer;
+use actors::contract::page::{DirtyConsumer, PmapTally, ReclaimTally};
 use actors::layout::MemoryLayout;
 use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config, TestCaseError, TestRng, TestRunner};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::{Outcome, Removed, Settings, Superpages, Unserved, VmSpace};
@@ -124,14 +123,17 @@ fn memory() -> Arc<GuestMemory> {
     Arc::new(GuestMemory::new(layout).unwrap())
 }
 
-pub(super) fn run(setup: Setup, steps: &[Step]) {
+/// What was done in a sequence.
+type Tallies = (PmapTally, ReclaimTally);
+
+pub(super) fn run(setup: Setup, steps: &[Step]) -> Tallies {
     let memory = memory();
     if setup.mirrored {
         let mirror = Scripted::new(memory.clone(), setup.seed);
-        Bench::new(setup, memory, mirror).run(steps);
+        Bench::new(setup, memory, mirror).run(steps)
     } else {
         let mirror = SoftMirror::new(memory.clone());
-        Bench::new(setup, memory, mirror).run(steps);
+        Bench::new(setup, memory, mirror).run(steps)
     }
 }
 
@@ -158,7 +160,7 @@ impl<M: Watched> Bench<M> {
         }
     }
 
-    fn run(mut self, steps: &[Step]) {
+    fn run(mut self, steps: &[Step]) -> Tallies {
         for (first, end) in [(0, LOW_PAGES), (LOW_PAGES, PAGES)] {
             self.follow(&Step::Map(Span { first, pages: end - first }, Protection::all()));
         }
@@ -168,7 +170,7 @@ impl<M: Watched> Bench<M> {
             self.steps += 1;
             self.check(step);
         }
-        self.end();
+        self.end()
     }
 
     fn gpa(&self, page: u64) -> Gpa {
@@ -212,7 +214,7 @@ impl<M: Watched> Bench<M> {
     }
 
     /// Everything comes back, and everything goes: what is left then was lost.
-    fn end(mut self) {
+    fn end(mut self) -> Tallies {
         self.finish();
         self.drain();
         for page in 0..PAGES {
@@ -257,6 +259,7 @@ impl<M: Watched> Bench<M> {
         assert_eq!(self.space.content.slots(), (self.capacity, self.capacity), "slots were lost");
         assert!(!self.space.content.is_waiting_for_workers());
         assert!(self.outs.is_empty(), "nobody heard how {:?} ended", self.outs);
+        (self.space.pmap_tally(), self.space.reclaim_tally())
     }
 
     /// Reads a page as a walker, however long that takes; gives up where there is no way out.
@@ -290,42 +293,4 @@ proptest! {
     ) {
         run(setup, &script);
     }
-}
-
-/// Goes on with new sequences for as long as `SKEP_FUZZ_SECONDS` says, from `SKEP_FUZZ_SEED` on, and tells how far it is. Without the
-/// first, one sequence for each of two seeds.
-#[test]
-#[expect(clippy::print_stdout, reason = "whoever lets it run for minutes looks at it")]
-fn sequences_from_a_seed_are_found_again_and_hold() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-    let time = number("SKEP_FUZZ_SECONDS").map(Duration::from_secs);
-    let first = number("SKEP_FUZZ_SEED").unwrap_or(1);
-    let (began, mut told) = (Instant::now(), Instant::now());
-    let mut steps_done = 0;
-    let mut seed = first;
-    while time.map_or(seed < first + 2, |time| began.elapsed() < time) {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &bytes);
-        let config =
-            Config { failure_persistence: None, max_shrink_iters: 4000, ..Config::default() };
-        let mut runner = TestRunner::new_with_rng(config, rng);
-        let sequence = (steps::setup(), prop::collection::vec(steps::step(), 1..300));
-        let drawn = sequence.new_tree(&mut runner).unwrap();
-        steps_done += drawn.current().1.len();
-        let outcome = runner.run_one(drawn, |(setup, script)| {
-            run(setup, &script);
-            Ok::<(), TestCaseError>(())
-        });
-        if let Err(error) = outcome {
-            panic!("seed {seed}: {error}");
-        }
-        seed += 1;
-        if told.elapsed() > Duration::from_secs(10) {
-            told = Instant::now();
-            let seconds = began.elapsed().as_secs();
-            println!("{seconds} s: {} sequences, {steps_done} steps", seed - first);
-        }
-    }
-    println!("{} sequences from seed {first}, {steps_done} steps: nothing found", seed - first);
 }

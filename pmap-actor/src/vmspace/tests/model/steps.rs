@@ -114,7 +114,7 @@ pub(in super::super) fn step() -> impl Strategy<Value = Step> {
     let worker = || prop_oneof![Just(Worker::Pageout), Just(Worker::Pagein)];
     let guest = prop_oneof![
         12 => (0..2usize, page(), access()).prop_map(|(who, page, how)| Step::Touch(who, page, how)),
-        2 => (0..3u64, access()).prop_map(|(block, how)| Step::TouchAll(block, how)),
+        4 => (0..3u64, access()).prop_map(|(block, how)| Step::TouchAll(block, how)),
         1 => (page(), access()).prop_map(|(page, how)| Step::Report(page, how)),
         1 => (0..4usize, 0..8u64).prop_map(|(hold, page)| Step::HoldStore(hold, page)),
     ];
@@ -129,12 +129,12 @@ pub(in super::super) fn step() -> impl Strategy<Value = Step> {
         2 => (0..4usize, any::<bool>()).prop_map(|(hold, install)| Step::Release(hold, install)),
     ];
     let bits = prop_oneof![
-        6 => (span(), touch).prop_map(|(span, touch)| Step::Harvest(span, touch)),
+        8 => (span(), touch).prop_map(|(span, touch)| Step::Harvest(span, touch)),
         1 => Just(Step::ExpectHarvests),
         2 => Just(Step::Begin),
         6 => (0..3usize).prop_map(Step::Take),
         4 => (0..3usize, how).prop_map(|(who, how)| Step::Settle(who, how)),
-        1 => (0..3usize).prop_map(Step::End),
+        3 => (0..3usize).prop_map(Step::End),
         2 => span().prop_map(|span| Step::Advise(span, Advice::DontNeed)),
         2 => span().prop_map(|span| Step::Advise(span, Advice::Free)),
         2 => (0..3u64).prop_map(Step::Promote),
@@ -161,13 +161,13 @@ pub(in super::super) fn setup() -> impl Strategy<Value = Setup> {
         (slots, limit).prop_map(|(slots, resident_bytes)| StoreLimits { slots, resident_bytes });
     let store = prop_oneof![1 => Just(None), 5 => store.prop_map(Some)];
     let around = prop_oneof![Just(1u64), Just(4), Just(16)];
-    (0..12u8, any::<bool>(), around, store, any::<u64>()).prop_map(
+    (0..24u8, any::<bool>(), around, store, any::<u64>()).prop_map(
         |(kind, at_once, around, store, seed)| {
             let mut flags = PmapFlags::empty();
-            flags.set(PmapFlags::SUPERPAGES, kind & 1 != 0);
+            flags.set(PmapFlags::SUPERPAGES, kind & 1 != 0 || kind & 8 != 0);
             flags.set(PmapFlags::EXECUTE_ONLY, kind & 2 != 0);
             // A second copy goes with emulated bits only: nobody would set hardware's.
-            let mirrored = kind >= 8;
+            let mirrored = kind >= 16;
             flags.set(PmapFlags::EMULATE_AD_BITS, mirrored || kind & 4 != 0);
             Setup { flags, mirrored, at_once, around, store, seed }
         },
