@@ -4,6 +4,7 @@ mod bad_input;
 mod endings;
 mod engines;
 mod examples;
+mod failing_store;
 mod flat;
 mod guests;
 mod hostile;

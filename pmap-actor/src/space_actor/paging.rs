@@ -141,7 +141,7 @@ impl<M: Mirror> SpaceActor<M> {
                 }
                 Answer::Fetched { read, is_readahead, result } => {
                     if let Err(error) = self.space.fetched(read, is_readahead, result) {
-                        self.guest_cannot_go_on(format!("a page is lost: {error}"));
+                        self.guest_cannot_go_on(error.to_string());
                     }
                 }
             }
