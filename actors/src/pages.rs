@@ -1,5 +1,7 @@
 //! A set of 4 KiB pages: one bit each.
 
+use std::ops::Range;
+
 /// Which pages of a guest's memory have something in common. A page's number is its frame (its
 /// offset in the guest's memory object) in units of 4 KiB, so the hole below 4 GiB costs
 /// nothing.
@@ -42,6 +44,23 @@ impl PageSet {
         let was = self.words[word];
         self.words[word] |= bit;
         was & bit == 0
+    }
+
+    /// Puts all of `pages` in: 64 at a time, where they are that many.
+    ///
+    /// # Panics
+    ///
+    /// As [`PageSet::insert`].
+    pub fn insert_all(&mut self, pages: Range<u64>) {
+        let mut page = pages.start;
+        while page < pages.end {
+            let next = (page / 64 + 1).saturating_mul(64).min(pages.end);
+            let (word, first) = Self::place(page);
+            let (_, last) = Self::place(next - 1);
+            // All bits from the first to the last.
+            self.words[word] |= (last - first) | last;
+            page = next;
+        }
     }
 
     /// Takes `page` out; whether it was there.
@@ -102,6 +121,25 @@ mod tests {
         assert_eq!(set.iter().collect::<Vec<_>>(), [0, 63, 129]);
         assert_eq!(set.count(), 3);
         assert!(set.contains(129) && !set.contains(64) && !set.contains(1 << 40));
+    }
+
+    #[test]
+    fn a_range_puts_in_what_its_pages_would_one_by_one() {
+        let ends = [0, 1, 5, 62, 63, 64, 65, 127, 128, 129, 191, 192, 200];
+        for first in ends {
+            for end in ends {
+                let (mut whole, mut single) = (PageSet::new(200), PageSet::new(200));
+                (0..200).step_by(7).for_each(|page| {
+                    whole.insert(page);
+                    single.insert(page);
+                });
+                whole.insert_all(first..end);
+                (first..end).for_each(|page| {
+                    single.insert(page);
+                });
+                assert_eq!(whole, single, "{first}..{end}");
+            }
+        }
     }
 
     #[test]

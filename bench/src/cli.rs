@@ -115,7 +115,7 @@ Scan is reading and clearing, and making the host's mapping follow; shootdown is
 until the last vcpu is out. The second table says what it costs the guest to touch its pages again,
 and by which faults its bits were set: none where whoever walks the tables sets them.
 
-  skep bench harvest                                             all of it, in about a minute
+  skep bench harvest                                             all of it, in some minutes
   skep bench harvest --memory 64 --rounds 1 --on soft            a quick look
   skep bench harvest --memory 256 --on soft,soft-hw --json out.json")]
 pub(crate) struct HarvestArgs {
@@ -145,8 +145,8 @@ pub(crate) struct HarvestArgs {
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = value_parser!(u64).range(1..=1 << 16))]
     pub(crate) sample: u64,
 
-    /// Rounds in which all take their turns, after a first one that warms up; medians count
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u64).range(1..=1000))]
+    /// Rounds in which all take their turns, on fresh machines; medians count
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u64).range(1..=1000))]
     pub(crate) rounds: u64,
 
     #[command(flatten)]

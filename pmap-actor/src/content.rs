@@ -13,6 +13,7 @@
 //! slot is never given to another page while a write to it is under way.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use actors::contract::page::{PagedOut, ReclaimTally};
 use actors::pages::PageSet;
@@ -189,10 +190,17 @@ impl Content {
         }
     }
 
-    /// Somebody stored to `page`, which is in memory: its copy in the store is good no
+    /// Somebody stored to `pages`, which are in memory: their copies in the store are good no
     /// longer, and everybody who wants to know learns of it.
-    pub(crate) fn stored(&mut self, page: u64) {
-        self.epochs.stored(page);
+    pub(crate) fn stored(&mut self, pages: Range<u64>) {
+        self.epochs.stored_to_all(pages.clone());
+        // Without a store there is no copy of any page.
+        if self.has_store() {
+            pages.for_each(|page| self.give_copy_up(page));
+        }
+    }
+
+    fn give_copy_up(&mut self, page: u64) {
         let state = self.pages.get(page);
         let dirty = match state {
             Page::Resident(Kept::Zero | Kept::Disk(_)) => Page::Resident(Kept::Nothing),
@@ -206,6 +214,11 @@ impl Content {
     /// Somebody used `page`.
     pub(crate) fn used(&mut self, page: u64) {
         self.referenced.insert(page);
+    }
+
+    /// Somebody used all of `pages`.
+    pub(crate) fn used_all(&mut self, pages: Range<u64>) {
+        self.referenced.insert_all(pages);
     }
 
     /// The guest can reach `page`: if it was read along with another, that was worth it.

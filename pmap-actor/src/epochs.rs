@@ -9,6 +9,7 @@
 //! modified bits in the tables are shared, and whoever clears them must tell all ([`Epochs::stored`]).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use actors::contract::page::{DirtyConsumer, Settled};
 use actors::pages::PageSet;
@@ -74,6 +75,13 @@ impl Epochs {
     pub(crate) fn stored(&mut self, page: u64) {
         for consumer in self.consumers.values_mut() {
             consumer.pending.insert(page);
+        }
+    }
+
+    /// Somebody stored to all of `pages`.
+    pub(crate) fn stored_to_all(&mut self, pages: Range<u64>) {
+        for consumer in self.consumers.values_mut() {
+            consumer.pending.insert_all(pages.clone());
         }
     }
 

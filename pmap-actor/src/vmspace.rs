@@ -155,11 +155,13 @@ impl Told<'_> {
 
 impl Harvest for Told<'_> {
     fn modified(&mut self, range: GpaRange) {
-        self.pages(range).for_each(|page| self.content.stored(page));
+        let pages = self.pages(range);
+        self.content.stored(pages);
     }
 
     fn referenced(&mut self, range: GpaRange) {
-        self.pages(range).for_each(|page| self.content.used(page));
+        let pages = self.pages(range);
+        self.content.used_all(pages);
     }
 }
 

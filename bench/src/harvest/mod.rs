@@ -188,12 +188,9 @@ pub(crate) fn run(args: &HarvestArgs) -> Result<HarvestReport, BenchError> {
     let meter = NoiseMeter::start()?;
     let mut all: Vec<Rounds> = args.on.iter().map(|on| Rounds::of(Contender::Skep(*on))).collect();
     all.extend([Method::Log, Method::ManualLog].map(|method| Rounds::of(Contender::Bare(method))));
-    for turn in 0..=args.rounds {
+    for _ in 0..args.rounds {
         for rounds in &mut all {
             rounds.take(args, &cpus, rate)?;
-            if turn == 0 {
-                rounds.forget();
-            }
         }
     }
     let noise = meter.stop()?;

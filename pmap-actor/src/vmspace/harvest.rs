@@ -29,16 +29,12 @@ struct Collected<'a> {
 
 impl Harvest for Collected<'_> {
     fn modified(&mut self, range: GpaRange) {
-        for page in self.told.pages(range) {
-            self.modified.insert(page);
-        }
+        self.modified.insert_all(self.told.pages(range));
         self.told.modified(range);
     }
 
     fn referenced(&mut self, range: GpaRange) {
-        for page in self.told.pages(range) {
-            self.accessed.insert(page);
-        }
+        self.accessed.insert_all(self.told.pages(range));
         self.told.referenced(range);
     }
 }
@@ -60,7 +56,7 @@ impl<M: Mirror> VmSpace<M> {
         let mut found = Harvested {
             accessed: PageSet::new(pages),
             modified: PageSet::new(pages),
-            examined_pages: self.mapped_pages(range),
+            examined_pages: self.guest.tables().mapped_pages_in(range),
             ..Harvested::default()
         };
         let removed = self.harvest_into(range, what, &mut found)?;
@@ -115,13 +111,6 @@ impl<M: Mirror> VmSpace<M> {
                 self.enter_in_monitor(GpaRange::page_of(page), Protection::WRITE);
             }
         }
-    }
-
-    fn mapped_pages(&self, range: GpaRange) -> u64 {
-        if range.len() == self.memory.layout().total() {
-            return self.guest.resident_pages();
-        }
-        range.iter_pages().filter(|page| self.guest.leaf(*page).is_some()).count() as u64
     }
 
     /// Harvests all that is mapped.

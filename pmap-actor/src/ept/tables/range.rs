@@ -41,6 +41,24 @@ impl Tables {
         None
     }
 
+    /// 4 KiB pages of `range` that leaves of either size map.
+    #[must_use]
+    pub fn mapped_pages_in(&self, range: GpaRange) -> u64 {
+        let mut pages = 0;
+        let mut from = range.start();
+        while let Some(part) = self.next_block(from, range.end()) {
+            from = part.end();
+            let is_mapped = |gpa: &Gpa| self.leaf(*gpa).is_some();
+            pages += match self.table_at(part.start(), 1) {
+                None => part.pages(),
+                // Nothing needs to be looked at: the table's entries are counted.
+                Some(table) if part.len() == BLOCK => u64::from(self.used[table.index()]),
+                Some(_) => part.iter_pages().filter(is_mapped).count() as u64,
+            };
+        }
+        pages
+    }
+
     /// Judges each leaf of `range`, upwards: `judge` says what becomes of it, 0 for nothing, which takes it out; and so are the tables taken that
     /// are empty then, into `emptied`, with those that were saved for the demotion of a superpage. `judge` may be
     /// asked more than once about a leaf, because readers set bits; `see` is called once for each, changed or not, with
