@@ -49,6 +49,29 @@ fn a_chain_has_four_entries_and_ends_in_the_leaf() {
 }
 
 #[test]
+fn mapped_pages_are_counted_in_whole_blocks_and_in_parts_of_them() {
+    let mut tables = tables();
+    // The end of one block, the whole next, a superpage, and a page far away.
+    fill(&mut tables, range(0x1f_e000, 2));
+    fill(&mut tables, range(0x20_0000, 512));
+    let leaf = tables.masks().leaf(0x40_0000, Protection::all()) | tables.masks().superpage;
+    assert!(tables.enter_superpage(Gpa(0x40_0000), leaf));
+    fill(&mut tables, range(0x80_0000_0000, 1));
+    for (start, pages, mapped) in [
+        (0, 512, 2),
+        (0, 511, 1),
+        (0, 1024, 514),
+        (0x20_1000, 511, 511),
+        (0x20_1000, 1024, 1023),
+        (0x40_0000, 512, 512),
+        (0x60_0000, 512, 0),
+        (0, (0x80_0000_1000) >> 12, 1027),
+    ] {
+        assert_eq!(tables.mapped_pages_in(range(start, pages)), mapped, "{start:#x} {pages}");
+    }
+}
+
+#[test]
 fn emptied_tables_leave_the_tree_and_come_back_only_when_given_back() {
     let mut tables = tables();
     fill(&mut tables, range(0x20_0000 - 0x1000, 2));
