@@ -170,7 +170,7 @@ fn a_clean_page_leaves_without_any_work_and_a_store_gives_its_copy_up() {
     content.fetch(1);
     let fetch = fetches(&mut content).remove(0);
     content.arrived(&fetch.wanted);
-    content.stored(1);
+    content.stored(1..2);
     assert_eq!((content.get(1), content.slots().0), (Page::Resident(Kept::Nothing), 1024));
 }
 
@@ -183,7 +183,7 @@ fn a_store_that_is_heard_of_while_its_page_leaves_keeps_it_from_leaving_as_clean
     content.arrived(&fetch.wanted);
     let ticket = content.begin_out(false);
     content.leave(1, ticket);
-    content.stored(1);
+    content.stored(1..2);
     assert!(content.unreachable(ticket, &[1]).is_empty());
     assert!(matches!(&content.take_jobs()[..], [Job::Launder(order)] if order.pages == [1]));
 }
