@@ -18,8 +18,8 @@ use crate::spec::MachineSpec;
 const PER_VCPU: u64 = 1 << 20;
 /// Pages on their way out and in, which are in memory until they have arrived.
 const UNDERWAY: u64 = 4 << 20;
-/// A page's place in the swap file is a number of 32 bits.
-const MOST_SLOTS: u64 = 1 << 32;
+/// A page's place in the swap file is a number of 28 bits.
+const MOST_SLOTS: u64 = 1 << 28;
 
 /// Why memory cannot leave as was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -235,9 +235,9 @@ mod tests {
         let path = Path::new("/nonexistent/swap");
         assert!(why(&swapped(path, Some(0))).contains("no room"));
         assert!(why(&swapped(path, Some(6 << 10))).contains("whole 4 KiB pages"));
-        assert!(why(&swapped(path, Some((1 << 44) + 4096))).contains("more than 4294967296 pages"));
+        assert!(why(&swapped(path, Some((1 << 40) + 4096))).contains("more than 268435456 pages"));
         // All else being well it is the path that is wrong.
-        assert!(why(&swapped(path, Some(1 << 44))).contains("cannot be written"));
+        assert!(why(&swapped(path, Some(1 << 40))).contains("cannot be written"));
     }
 
     #[test]

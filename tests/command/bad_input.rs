@@ -94,7 +94,7 @@ fn paging_that_makes_no_sense_is_refused_by_the_names_of_its_options() {
     refused(&format!("{run} --swap {swap},sise=1M"), 2, "a comma without \"size=\"");
     refused(&format!("{run} --swap {swap},size=0"), 2, "no room");
     refused(&format!("{run} --swap {swap},size=6K"), 2, "not whole 4 KiB pages");
-    refused(&format!("{run} --swap {swap},size=17T"), 2, "more than 4294967296 pages");
+    refused(&format!("{run} --swap {swap},size=2T"), 2, "more than 268435456 pages");
     refused(&format!("{run} --harvest-every 0"), 2, "--harvest-every");
     assert!(!fs::exists(&swap).expect("a look"), "a refused run made {swap}");
 }
