@@ -24,7 +24,8 @@ pub struct Harvest {
     /// Pages used since the last harvest of accessed bits. A page of a superpage counts when
     /// anything in it was used; a fresh page, and each that fault-around brought, counts as used.
     pub accessed: PageSet,
-    /// Pages stored to since the last harvest of modified bits; a fresh page counts.
+    /// Pages that the tables say were stored to since the last harvest of modified bits; a fresh page counts. A store whose bit
+    /// went with its translation (forgotten, paged out, write-protected) is in every dirty epoch, and not here.
     pub modified: PageSet,
     /// Pages that were looked at: those with a translation.
     pub examined_pages: u64,
@@ -226,7 +227,8 @@ pub struct ReclaimTally {
 pub struct WorkingSetSample {
     /// From the machine's start.
     pub time_ns: u64,
-    /// Pages used since the look before.
+    /// Pages used since the look before, as the tables say. Where memory is limited the clock clears accessed bits, too, and
+    /// what it cleared since the last look is not in here.
     pub accessed_pages: u64,
     /// Pages in memory.
     pub resident_pages: u64,
