@@ -125,6 +125,8 @@ impl Subject {
     pub(super) fn pass(&mut self, what: What) -> Result<Guest, BenchError> {
         let count =
             |subject: &Self| subject.machine.space().count().map_err(|why| subject.ended(&why));
+        // An epoch cleaned the guest's own words, too: each vcpu has stored there again before faults are counted.
+        self.see_them_run()?;
         let touches = self.pages() / what.apart / u64::from(self.vcpus);
         let pass = sweep::Pass {
             start: sweep::FREE,
