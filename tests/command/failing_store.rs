@@ -11,8 +11,8 @@ fn over_a_file_that_fails(fault: &str, status: i32, sentence: &str) {
             "run --engine {engine} --guest tour --swap {swap} --test-switch swap-{fault} --timeout 200"
         ));
         assert_eq!(ran.status, status, "{fault}: {}", ran.stderr);
+        // How far the console came by then is no matter of the fault.
         assert!(ran.stderr.contains(sentence), "{fault}: {}", ran.stderr);
-        ran.observed()
     });
 }
 
@@ -63,7 +63,6 @@ fn without(worker: &str) {
         ));
         assert_eq!(ran.status, 8, "{}", ran.stderr);
         assert!(ran.stderr.contains(&format!("skep: the {worker} actor died")), "{}", ran.stderr);
-        ran.observed()
     });
 }
 
