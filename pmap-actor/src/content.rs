@@ -8,8 +8,8 @@
 //! # Who may be late
 //!
 //! Answers of workers come when they come, and the page may have gone elsewhere meanwhile: a
-//! fault rescued it, it was unmapped, it left a second time. So each pageout has a ticket and each
-//! fetch a number; an answer that does not find its own is of no use, and is dropped. A
+//! fault rescued it, it was unmapped, it left a second time. So each pageout has a ticket, and what
+//! was read says which slot and which contents it was ordered as; an answer that does not find its own is of no use, and is dropped. A
 //! slot is never given to another page while a write to it is under way.
 
 use std::collections::HashMap;

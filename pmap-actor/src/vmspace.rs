@@ -339,19 +339,8 @@ impl<M: Mirror> VmSpace<M> {
 
     /// Gives the frames of these pages, upwards, back to the host.
     fn free_pages(&mut self, pages: &[u64]) -> Result<(), SpaceError> {
-        for run in pages.chunk_by(|one, next| one + 1 == *next) {
-            // Neighbouring frames need not be neighbouring addresses: memory has a hole.
-            let mut first = run[0];
-            let last = run[run.len() - 1];
-            while first <= last {
-                let start = self.gpa_of(first);
-                let stretch = self.memory.layout().ranges().find(|range| range.contains(start));
-                let end = stretch.expect("a page lies in memory").end();
-                let pages = (last + 1 - first).min((end.0 - start.0) / PAGE_SIZE);
-                let range = GpaRange::new(start, pages * PAGE_SIZE).expect("whole pages");
-                self.mirror.free(range).map_err(|error| host("free guest memory", &error))?;
-                first += pages;
-            }
+        for range in self.ranges_of(pages) {
+            self.mirror.free(range).map_err(|error| host("free guest memory", &error))?;
         }
         Ok(())
     }

@@ -63,12 +63,7 @@ impl<M: Mirror> VmSpace<M> {
         let effects = self.guest.wire(part, &mut told);
         let removed = self.follow(effects).map_err(io::Error::other)?;
         self.left_over.join(removed);
-        let mut block = part.start();
-        while block < part.end() {
-            self.consider_promotion(block)?;
-            block = super::superpages::block_after(block);
-        }
-        Ok(())
+        self.consider_promotions(part)
     }
 
     /// Enters all of `range`, which is resident, with all the rights that the map gives, as used and stored to: a wired page
@@ -223,11 +218,7 @@ impl<M: Mirror> VmSpace<M> {
                 if is_missing {
                     let nobody = Toucher { at: Some(Gpa(u64::MAX)), access: Access::Read };
                     self.install(run, nobody, &entry, Source::Object)?;
-                    let mut block = run.start();
-                    while block < run.end() {
-                        self.consider_promotion(block)?;
-                        block = super::superpages::block_after(block);
-                    }
+                    self.consider_promotions(run)?;
                 }
             }
         }

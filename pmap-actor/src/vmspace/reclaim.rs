@@ -160,7 +160,7 @@ impl<M: Mirror> VmSpace<M> {
     }
 
     /// The guest-physical ranges of these pages, upwards.
-    fn ranges_of(&self, pages: &[u64]) -> Vec<GpaRange> {
+    pub(super) fn ranges_of(&self, pages: &[u64]) -> Vec<GpaRange> {
         let mut ranges: Vec<GpaRange> = Vec::new();
         for &page in pages {
             let one = GpaRange::page_of(self.gpa_of(page));

@@ -89,12 +89,12 @@ impl Cooling {
 }
 
 /// The block of `at`.
-pub(super) fn block_of(at: Gpa) -> GpaRange {
+fn block_of(at: Gpa) -> GpaRange {
     GpaRange::new(Gpa(at.0 / BLOCK * BLOCK), BLOCK).expect("memory ends before 64 bits")
 }
 
 /// Where the block after that of `at` begins.
-pub(super) fn block_after(at: Gpa) -> Gpa {
+fn block_after(at: Gpa) -> Gpa {
     block_of(at).end()
 }
 
@@ -120,6 +120,20 @@ impl<M: Mirror> VmSpace<M> {
         }
         if !self.promote_block(at)? {
             self.cooling.leave_alone(at);
+        }
+        Ok(())
+    }
+
+    /// The same for every block that `range` touches.
+    ///
+    /// # Errors
+    ///
+    /// As for one.
+    pub(super) fn consider_promotions(&mut self, range: GpaRange) -> io::Result<()> {
+        let mut at = range.start();
+        while at < range.end() {
+            self.consider_promotion(at)?;
+            at = block_after(at);
         }
         Ok(())
     }
@@ -190,29 +204,24 @@ impl<M: Mirror> VmSpace<M> {
             dirty: true,
             wired: entry.wired,
         };
-        match self.mirror.map_huge(block)? {
+        let is_huge = match self.mirror.map_huge(block)? {
             MappedHuge::Refused(why) => {
                 self.blocks.refused(why);
                 return Ok(None);
             }
             MappedHuge::Small(why) => {
                 self.blocks.refused(why);
-                for page in block.iter_pages() {
-                    let number = self.page_number(page);
-                    self.content.appear(number);
-                    self.enter(page, entry, access)?;
-                }
+                false
             }
-            MappedHuge::Huge => {
-                for page in block.iter_pages() {
-                    let number = self.page_number(page);
-                    self.content.appear(number);
-                }
-                if self.guest.enter_superpage(block.start(), frame, wanted).is_err() {
-                    for page in block.iter_pages() {
-                        self.enter(page, entry, access)?;
-                    }
-                }
+            MappedHuge::Huge => true,
+        };
+        for page in block.iter_pages() {
+            let number = self.page_number(page);
+            self.content.appear(number);
+        }
+        if !is_huge || self.guest.enter_superpage(block.start(), frame, wanted).is_err() {
+            for page in block.iter_pages() {
+                self.enter(page, entry, access)?;
             }
         }
         Ok(Some(Served::ZeroFilled(pages)))
