@@ -319,7 +319,6 @@ impl Machine {
             self.seal();
             self.wait_until_gone(is_vcpu);
         }
-        let space = if is_lost { None } else { self.space.count().ok() };
         // What is sealed is mapped to nobody, whatever the tables say.
         let verified = (self.spec.verify && all_came_out && !is_lost).then(|| self.space.verify());
         let verified = verified.and_then(|verified| match verified {
@@ -329,7 +328,13 @@ impl Machine {
                 None
             }
         });
-        let _gone = self.space.tell(SpaceRequest::Retire);
+        // What it counts last: it raises on its own, for looks at the working set and for room.
+        let space = if is_lost {
+            let _gone = self.space.tell(SpaceRequest::Retire { reply: oneshot::channel().0 });
+            None
+        } else {
+            self.space.retire().ok()
+        };
         if let Some(stop) = self.stop_supervisor.take() {
             let _gone = stop.send(());
         }

@@ -324,9 +324,26 @@ impl SpaceHandle {
     ///
     /// [`SpaceError::Dead`].
     pub fn count(&self) -> Result<SpaceTally, SpaceError> {
+        self.ask_for_tally(|reply| SpaceRequest::Count { reply })
+    }
+
+    fn ask_for_tally(
+        &self,
+        request: impl FnOnce(oneshot::Sender<SpaceTally>) -> SpaceRequest,
+    ) -> Result<SpaceTally, SpaceError> {
         let (reply, answer) = oneshot::channel();
-        self.tell(SpaceRequest::Count { reply })?;
+        self.tell(request(reply))?;
         ask::wait(answer, DEADLINE).map_err(dead)
+    }
+
+    /// Ends the actor; what it counted until then. It looks at working sets and reclaims on its own, so what
+    /// [`SpaceHandle::count`] said a moment before may be short of this.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Dead`].
+    pub fn retire(&self) -> Result<SpaceTally, SpaceError> {
+        self.ask_for_tally(|reply| SpaceRequest::Retire { reply })
     }
 
     /// Breaks the actor, or one of the workers of its store, for tests of the supervision.

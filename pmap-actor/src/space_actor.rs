@@ -398,14 +398,15 @@ impl<M: Mirror> SpaceActor<M> {
             did |= self.finish_shootdown();
             did |= self.serve_parked();
             if self.on_its_way.is_none() {
-                did |= self.carry_left_over() || self.look_when_due() || self.serve_request();
+                did |= self.carry_left_over() || self.look_or_serve();
             }
-            if self.on_its_way.is_none() {
+            // Who has retired has said what it counted, and raises nothing any more.
+            if self.on_its_way.is_none() && !self.retired {
                 did |= self.reclaim();
             }
             self.answer_outs();
             self.send_jobs();
-            if !did {
+            if !did && !self.retired {
                 self.wait();
             }
         }

@@ -74,8 +74,7 @@ fn world(consumer: Consumer) -> World {
 
 impl World {
     fn end(self) -> SpaceTally {
-        let tally = self.space.count().unwrap();
-        self.space.tell(SpaceRequest::Retire).unwrap();
+        let tally = self.space.retire().unwrap();
         self.threads.into_iter().for_each(|(_, thread)| thread.join());
         tally
     }
@@ -245,9 +244,29 @@ fn told_when(end: impl FnOnce(&SpaceHandle)) -> Result<(), SpaceError> {
 }
 
 #[test]
+fn looks_that_are_always_due_keep_nobody_waiting_and_end_with_the_last_word() {
+    let (mut config, _knocks) = config(SOFT, ShootdownMode::Auto);
+    config.harvest_every = Some(Duration::from_nanos(1));
+    let domain = config.domain.clone();
+    let (space, threads) = start(config).unwrap();
+    space.map(range(0, PAGES), Protection::all()).unwrap();
+    let view = space.view();
+    for page in 0..PAGES {
+        // As a processor does: whatever a look aged is used again.
+        space.fault(fault(page, Access::Write)).unwrap();
+        view.translate(Gpa(page * PAGE_SIZE), Access::Write).unwrap();
+    }
+    let last = space.retire().unwrap();
+    threads.into_iter().for_each(|(_, thread)| thread.join());
+    assert!(last.working_set.iter().any(|sample| sample.accessed_pages > 0));
+    assert!(last.shootdowns.raised > 0);
+    assert_eq!(last.shootdowns.raised, domain.generation().0);
+}
+
+#[test]
 fn who_waits_is_told_when_the_pmap_ends_panics_or_is_given_up() {
     let gone = Err(SpaceError::Dead("is gone"));
-    assert_eq!(told_when(|space| space.tell(SpaceRequest::Retire).unwrap()), gone);
+    assert_eq!(told_when(|space| drop(space.retire().unwrap())), gone);
     assert_eq!(told_when(|space| space.break_(ActorName::Pmap, Break::Panic).unwrap()), gone);
     assert_eq!(told_when(|space| space.seal().unwrap()), gone);
 }

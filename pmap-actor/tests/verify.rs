@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actors::contract::page::Touch;
-use actors::contract::space::{FaultOrigin, NestedFault, SpaceError, SpaceRequest};
+use actors::contract::space::{FaultOrigin, NestedFault, SpaceError};
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection, VcpuId};
 use pmap_actor::handle::SpaceHandle;
@@ -120,7 +120,7 @@ fn agrees_after_every_step(consumer: Consumer) {
     };
     assert_eq!(superpages > 0, expected, "{:?}", tally.pmap);
     assert_eq!(tally.pmap.demotions > 0, expected, "{:?}", tally.pmap);
-    space.tell(SpaceRequest::Retire).unwrap();
+    drop(space.retire().unwrap());
     threads.into_iter().for_each(|(_, thread)| thread.join());
 }
 
@@ -158,6 +158,6 @@ fn a_mirror_that_forgets_to_unmap_is_found() {
     assert_eq!(verified.count, 1, "{verified}");
     let expected = "guest-physical 0x5000: our tables have nothing, but the host maps it";
     assert_eq!(verified.differences[0].to_string(), expected);
-    space.tell(SpaceRequest::Retire).unwrap();
+    drop(space.retire().unwrap());
     threads.into_iter().for_each(|(_, thread)| thread.join());
 }

@@ -253,8 +253,11 @@ pub enum SpaceRequest {
     SetFaultService(FaultService),
     /// For tests of the supervision.
     Break(Break),
-    /// "Close the fault channel and end."
-    Retire,
+    /// "Close the fault channel and end." Nothing is raised or counted after the answer.
+    Retire {
+        /// Answer: what was counted until the end.
+        reply: oneshot::Sender<SpaceTally>,
+    },
 }
 
 /// An access that our tables did not allow, as an engine that walks them reports it: an EPT

@@ -47,6 +47,8 @@ pub(super) struct Paging {
     ended_early: HashMap<OutTicket, PagedOut>,
     pub(super) samples: VecDeque<WorkingSetSample>,
     next_look: Option<Instant>,
+    /// Whether a look was the last thing that was done of looks and requests.
+    looked_last: bool,
     said_it_is_stuck: bool,
 }
 
@@ -230,7 +232,16 @@ impl<M: Mirror> SpaceActor<M> {
         }
     }
 
-    pub(super) fn look_when_due(&mut self) -> bool {
+    /// A look or a request, in turn where both wait: looks that take longer than the time between them
+    /// shall not keep requests waiting for ever, nor requests looks.
+    pub(super) fn look_or_serve(&mut self) -> bool {
+        let looked_last = std::mem::take(&mut self.paging.looked_last);
+        (!looked_last && self.look_when_due())
+            || self.serve_request()
+            || (looked_last && self.look_when_due())
+    }
+
+    fn look_when_due(&mut self) -> bool {
         let (Some(next), Some(every)) = (self.paging.next_look, self.config.harvest_every) else {
             return false;
         };
@@ -240,6 +251,7 @@ impl<M: Mirror> SpaceActor<M> {
         }
         // A look that came late is not made up for.
         self.paging.next_look = Some(began.max(next + every));
+        self.paging.looked_last = true;
         match self.space.harvest_all(Touch::ACCESSED) {
             Ok((removed, found)) => {
                 self.carry(removed, vec![Waiting::Sample(found, began)], began);

@@ -37,7 +37,10 @@ impl<M: Mirror> SpaceActor<M> {
             Ok(request) => Some(request),
             Err(TryRecvError::Empty) => None,
             // Every handle is gone: nobody can ask anything any more.
-            Err(TryRecvError::Disconnected) => Some(SpaceRequest::Retire),
+            Err(TryRecvError::Disconnected) => {
+                self.retired = true;
+                None
+            }
         }
     }
 
@@ -94,7 +97,10 @@ impl<M: Mirror> SpaceActor<M> {
             SpaceRequest::Count { reply } => drop(reply.send(self.tally())),
             SpaceRequest::SetFaultService(when) => self.fault_service = when,
             SpaceRequest::Break(how) => how.happen(),
-            SpaceRequest::Retire => self.retired = true,
+            SpaceRequest::Retire { reply } => {
+                self.retired = true;
+                drop(reply.send(self.tally()));
+            }
             SpaceRequest::Unmap { .. }
             | SpaceRequest::Forget { .. }
             | SpaceRequest::Protect { .. }
