@@ -56,9 +56,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitStatus, Failure> {
     say(&ended.outcome);
     let status = ended.outcome.exit_status();
     if let Some(verified) = &ended.report.verified
-        && !verified.found.agrees()
+        && !verified.agrees()
     {
-        let count = verified.found.count;
+        let count = verified.count;
         say(format_args!("the nested tables and the host disagree in {count} places (--verify)"));
         return Ok(status.worse_than_success());
     }

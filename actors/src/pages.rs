@@ -52,15 +52,7 @@ impl PageSet {
     ///
     /// As [`PageSet::insert`].
     pub fn insert_all(&mut self, pages: Range<u64>) {
-        let mut page = pages.start;
-        while page < pages.end {
-            let next = (page / 64 + 1).saturating_mul(64).min(pages.end);
-            let (word, first) = Self::place(page);
-            let (_, last) = Self::place(next - 1);
-            // All bits from the first to the last.
-            self.words[word] |= (last - first) | last;
-            page = next;
-        }
+        Self::by_words(pages, |word, mask| self.words[word] |= mask);
     }
 
     /// Takes `page` out; whether it was there.
@@ -79,6 +71,31 @@ impl PageSet {
         }
         for (word, more) in self.words.iter_mut().zip(&other.words) {
             *word |= more;
+        }
+    }
+
+    /// Takes what is in `pages` out of here and puts it into `other`, which has as many pages: 64 at a time.
+    ///
+    /// # Panics
+    ///
+    /// As [`PageSet::insert`], of either.
+    pub fn drain_into(&mut self, pages: Range<u64>, other: &mut Self) {
+        Self::by_words(pages, |word, mask| {
+            other.words[word] |= self.words[word] & mask;
+            self.words[word] &= !mask;
+        });
+    }
+
+    /// The words that `pages` lie in, with their bits of each.
+    fn by_words(pages: Range<u64>, mut each: impl FnMut(usize, u64)) {
+        let mut page = pages.start;
+        while page < pages.end {
+            let next = (page / 64 + 1).saturating_mul(64).min(pages.end);
+            let (word, first) = Self::place(page);
+            let (_, last) = Self::place(next - 1);
+            // All bits from the first to the last.
+            each(word, (last - first) | last);
+            page = next;
         }
     }
 
@@ -140,6 +157,19 @@ mod tests {
                 assert_eq!(whole, single, "{first}..{end}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_drained_is_in_the_other_set_and_no_longer_here() {
+        let (mut from, mut to) = (PageSet::new(200), PageSet::new(200));
+        from.insert_all(10..190);
+        to.insert(3);
+        from.drain_into(60..130, &mut to);
+        assert_eq!(from.iter().collect::<Vec<_>>(), (10..60).chain(130..190).collect::<Vec<_>>());
+        assert_eq!(
+            to.iter().collect::<Vec<_>>(),
+            [3].into_iter().chain(60..130).collect::<Vec<_>>()
+        );
     }
 
     #[test]

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use actors::VcpuId;
-use actors::contract::host::KvmPages;
 use actors::device::{Bus, IrqLine, Taken};
 use actors::threads::Joined;
 use pmap_actor::handle::SpaceHandle;
@@ -226,14 +225,6 @@ impl Hardware {
                 soft.enter(&started.0);
                 Ok(started)
             }
-        }
-    }
-
-    /// What KVM says that it maps; none where there is no KVM, or one that does not count.
-    pub(crate) fn kvm_pages(&self) -> Option<KvmPages> {
-        match self {
-            Self::Kvm(vm) => vm.stats()?.pages().ok(),
-            Self::Soft(_) => None,
         }
     }
 

@@ -23,7 +23,6 @@ pub mod report;
 pub mod spec;
 mod supervisor;
 mod tracer;
-mod verification;
 pub mod watch;
 
 pub use build::BuildError;
@@ -34,4 +33,3 @@ pub use paging::BadPaging;
 pub use report::Report;
 pub use spec::{ConsoleKind, EngineChoice, MachineSpec, ShootdownMode};
 pub use supervisor::MachineError;
-pub use verification::Verification;

@@ -96,6 +96,14 @@ impl Store {
     }
 }
 
+/// Accessed and modified bits that went with their translations, or that the clock cleared: kept for the next
+/// harvest, which would miss them.
+#[derive(Debug)]
+pub(crate) struct Unheard {
+    pub(crate) accessed: PageSet,
+    pub(crate) modified: PageSet,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Content {
@@ -104,6 +112,8 @@ pub(crate) struct Content {
     pub(crate) epochs: Epochs,
     /// Used, as a harvest or a removal found out, since the clock last came by.
     referenced: PageSet,
+    /// What no harvest has heard of yet, and no table says any more.
+    pub(crate) unheard: Unheard,
     /// Read along with another, and not used yet.
     ahead: PageSet,
     store: Option<Store>,
@@ -139,6 +149,7 @@ impl Content {
             pages: Pages::new(pages),
             epochs: Epochs::new(pages),
             referenced: PageSet::new(pages),
+            unheard: Unheard { accessed: PageSet::new(pages), modified: PageSet::new(pages) },
             ahead: PageSet::new(pages),
             store,
             leaving: HashMap::new(),
@@ -235,7 +246,7 @@ impl Content {
 
     /// A fresh page of zeroes, or one whose contents somebody is about to make.
     pub(crate) fn appear(&mut self, page: u64) {
-        debug_assert!(!self.get(page).has_frame(), "page {page} is there already");
+        debug_assert_eq!(self.get(page), Page::Absent, "page {page} is somewhere already");
         self.set(page, Page::Resident(Kept::Nothing));
         self.epochs.stored(page);
     }
@@ -279,6 +290,8 @@ impl Content {
             _ => {}
         }
         self.referenced.remove(page);
+        self.unheard.accessed.remove(page);
+        self.unheard.modified.remove(page);
         self.ahead.remove(page);
     }
 

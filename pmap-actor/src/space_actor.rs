@@ -131,6 +131,8 @@ impl Consumer {
         match self {
             // An unreadable page that is executable is no translation of hardware's here: the host mapping is gone.
             Self::Kvm { superpages, .. } => Self::walked(false, superpages),
+            // With emulated bits a fetch from an aged page leaves no trace then, as on FreeBSD. Without execute-only an aged page would
+            // lose its translation instead, all of guest memory being executable: tried, and no bit was ever emulated any more.
             Self::Soft { hardware_ad, superpages } => Self::walked(hardware_ad, superpages),
         }
     }

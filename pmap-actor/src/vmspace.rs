@@ -136,7 +136,7 @@ impl Removed {
     }
 }
 
-/// Where harvested bits go: to the pages' contents.
+/// Where bits go that are cleared on the way to something else: to the pages' contents, and to the next harvest.
 struct Told<'a> {
     content: &'a mut Content,
     /// Of a pmap whose addresses are guest-physical; the monitor's are frames.
@@ -156,11 +156,13 @@ impl Told<'_> {
 impl Harvest for Told<'_> {
     fn modified(&mut self, range: GpaRange) {
         let pages = self.pages(range);
+        self.content.unheard.modified.insert_all(pages.clone());
         self.content.stored(pages);
     }
 
     fn referenced(&mut self, range: GpaRange) {
         let pages = self.pages(range);
+        self.content.unheard.accessed.insert_all(pages.clone());
         self.content.used_all(pages);
     }
 }

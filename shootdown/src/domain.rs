@@ -227,6 +227,7 @@ impl Domain {
         fence(Step::E2); // pairs with R2.
         // E3: Acquire pairs with R1, so a walk after the flush sees the cleared entries.
         let now = Generation(self.generation.load(order(Step::E3, Ordering::Acquire)));
+        debug_assert!(now >= *cached, "{id:?} was at {cached:?} and enters at {now:?}");
         if now != *cached {
             if taken(Step::E4) {
                 flush(now);

@@ -11,4 +11,3 @@ mod hostile;
 mod paging;
 mod soft;
 mod support;
-mod verify;

@@ -18,14 +18,14 @@ bitflags::bitflags! {
     }
 }
 
-/// What a harvest found: one read-and-clear of a range, and one shootdown for all of it.
+/// What a harvest found: one read-and-clear of a range, and one shootdown for all of it. Bits that went with their
+/// translations in between (forgotten, paged out, write-protected, aged by the clock) are in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Harvest {
     /// Pages used since the last harvest of accessed bits. A page of a superpage counts when
     /// anything in it was used; a fresh page, and each that fault-around brought, counts as used.
     pub accessed: PageSet,
-    /// Pages that the tables say were stored to since the last harvest of modified bits; a fresh page counts. A store whose bit
-    /// went with its translation (forgotten, paged out, write-protected) is in every dirty epoch, and not here.
+    /// Pages stored to since the last harvest of modified bits; a fresh page counts.
     pub modified: PageSet,
     /// Pages that were looked at: those with a translation.
     pub examined_pages: u64,

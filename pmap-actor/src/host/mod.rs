@@ -5,6 +5,5 @@ mod blocks;
 pub mod huge;
 pub mod memory;
 pub mod pagemap;
-mod smaps;
 pub mod userfault;
 mod window;

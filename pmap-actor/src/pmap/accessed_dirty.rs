@@ -85,12 +85,13 @@ impl Pmap {
             Access::Write => masks.accessed | masks.modified,
         };
         let set = self.tables.change(at, |leaf| leaf.entry | bits);
-        if let Some((before, after)) = set {
-            super::assert_sound(&masks, self.flags, Leaf { entry: after, size: before.size });
-        }
+        let Some((before, after)) = set else { return true };
+        super::assert_sound(&masks, self.flags, Leaf { entry: after, size: before.size });
+        // A second report of the same fault sets nothing.
+        let is_news = u64::from(before.entry != after);
         match access {
-            Access::Write => self.tally.emulated_writes += 1,
-            Access::Read | Access::Execute => self.tally.emulated_reads += 1,
+            Access::Write => self.tally.emulated_writes += is_news,
+            Access::Read | Access::Execute => self.tally.emulated_reads += is_news,
         }
         true
     }

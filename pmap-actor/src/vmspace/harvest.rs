@@ -5,7 +5,7 @@ use actors::contract::page::{
 };
 use actors::contract::space::SpaceError;
 use actors::pages::PageSet;
-use actors::{Gpa, GpaRange, Protection};
+use actors::{Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use super::{Removed, Told, VmSpace};
 use crate::mirror::Mirror;
@@ -20,22 +20,31 @@ pub(super) struct Counted {
     pub(super) modified_pages: u64,
 }
 
-/// Tells the contents, and keeps account for whoever asked.
+/// Tells the contents, and whoever asked; what they did not ask for is kept for whoever will.
 struct Collected<'a> {
     told: Told<'a>,
+    what: Touch,
     accessed: &'a mut PageSet,
     modified: &'a mut PageSet,
 }
 
 impl Harvest for Collected<'_> {
     fn modified(&mut self, range: GpaRange) {
-        self.modified.insert_all(self.told.pages(range));
-        self.told.modified(range);
+        if !self.what.contains(Touch::MODIFIED) {
+            return self.told.modified(range);
+        }
+        let pages = self.told.pages(range);
+        self.modified.insert_all(pages.clone());
+        self.told.content.stored(pages);
     }
 
     fn referenced(&mut self, range: GpaRange) {
-        self.accessed.insert_all(self.told.pages(range));
-        self.told.referenced(range);
+        if !self.what.contains(Touch::ACCESSED) {
+            return self.told.referenced(range);
+        }
+        let pages = self.told.pages(range);
+        self.accessed.insert_all(pages.clone());
+        self.told.content.used_all(pages);
     }
 }
 
@@ -77,15 +86,24 @@ impl<M: Mirror> VmSpace<M> {
         what: Touch,
         found: &mut Harvested,
     ) -> Result<Removed, SpaceError> {
+        let frames = self.frames(range);
+        let pages = frames.start().0 / PAGE_SIZE..frames.end().0 / PAGE_SIZE;
+        let unheard = &mut self.content.unheard;
+        if what.contains(Touch::ACCESSED) {
+            unheard.accessed.drain_into(pages.clone(), &mut found.accessed);
+        }
+        if what.contains(Touch::MODIFIED) {
+            unheard.modified.drain_into(pages, &mut found.modified);
+        }
+        let mut collected = Collected {
+            told: Told { content: &mut self.content, memory: Some(&self.memory) },
+            what,
+            accessed: &mut found.accessed,
+            modified: &mut found.modified,
+        };
         let what = What {
             modified: what.contains(Touch::MODIFIED),
             accessed: what.contains(Touch::ACCESSED).then_some(Ageing::Whole),
-        };
-        let frames = self.frames(range);
-        let mut collected = Collected {
-            told: Told { content: &mut self.content, memory: Some(&self.memory) },
-            accessed: &mut found.accessed,
-            modified: &mut found.modified,
         };
         let effects = self.guest.harvest(range, what, &mut collected);
         collected.told.memory = None;
@@ -105,7 +123,7 @@ impl<M: Mirror> VmSpace<M> {
     fn hold_may_store(&mut self, part: GpaRange) {
         for page in part.iter_pages() {
             let number = self.page_number(page);
-            let at = Gpa(number * actors::PAGE_SIZE);
+            let at = Gpa(number * PAGE_SIZE);
             let writable = self.monitor.extract_allowing(at, Protection::WRITE).is_some();
             if writable {
                 self.enter_in_monitor(GpaRange::page_of(page), Protection::WRITE);
@@ -245,7 +263,7 @@ impl<M: Mirror> VmSpace<M> {
         }
         let number = self.page_number(at);
         let guest = self.guest.mincore(at);
-        let monitor = self.monitor.mincore(Gpa(number * actors::PAGE_SIZE));
+        let monitor = self.monitor.mincore(Gpa(number * PAGE_SIZE));
         let entry = self.map.lookup(at);
         let modified = [guest, monitor].iter().flatten().any(|found| found.modified);
         let place = match self.content.get(number) {

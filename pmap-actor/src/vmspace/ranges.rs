@@ -15,6 +15,11 @@ impl<M: Mirror> VmSpace<M> {
     /// Outside memory, occupied, or the host refuses to admit what was refused before.
     pub fn map(&mut self, range: GpaRange, protection: Protection) -> Result<(), SpaceError> {
         self.map.insert(range, protection)?;
+        self.admit(range)
+    }
+
+    /// Whoever touches a page of `range` that was refused is judged anew.
+    fn admit(&mut self, range: GpaRange) -> Result<(), SpaceError> {
         let refused = std::mem::take(&mut self.refused);
         let (admit, keep): (Vec<_>, Vec<_>) =
             refused.into_iter().partition(|page| range.covers(*page));
@@ -101,6 +106,7 @@ impl<M: Mirror> VmSpace<M> {
             return Err(SpaceError::WrongState { range, state: "wired" });
         }
         self.map.change(range, |entry| entry.protection = protection)?;
+        self.admit(range)?;
         if !readable {
             // FreeBSD's pmap_protect: no access means remove.
             return self.remove_translations(range);
@@ -112,7 +118,11 @@ impl<M: Mirror> VmSpace<M> {
         let wired = self.map.overlapping(range).filter(|entry| entry.wired);
         let wired: Vec<_> = wired.filter_map(|entry| entry.range.intersection(range)).collect();
         for part in wired {
-            self.enter_wired(part).map_err(|error| host("map guest memory", &error))?;
+            if let Err(error) = self.enter_wired(part) {
+                // What was lost is lost all the same, and is carried with what faults left over.
+                self.left_over.join(removed);
+                return Err(host("map guest memory", &error));
+            }
         }
         Ok(removed)
     }

@@ -8,7 +8,6 @@
 use actors::contract::space::SpaceError;
 use actors::{Gpa, GpaRange, PAGE_SIZE};
 
-use super::harvest::Forgotten;
 use super::{Removed, Told, VmSpace};
 use crate::content::OutTicket;
 use crate::mirror::Mirror;
@@ -32,7 +31,7 @@ enum Stays {
     Elsewhere,
 }
 
-/// Stores count; uses count for pages that are not aged by this call.
+/// Stores count; uses count for the next harvest, and for the hand only of pages that are not aged by this call: it knows of the others.
 struct Aged<'a> {
     told: Told<'a>,
     aged: std::ops::Range<u64>,
@@ -44,7 +43,9 @@ impl Harvest for Aged<'_> {
     }
 
     fn referenced(&mut self, range: GpaRange) {
-        for page in self.told.pages(range).filter(|page| !self.aged.contains(page)) {
+        let pages = self.told.pages(range);
+        self.told.content.unheard.accessed.insert_all(pages.clone());
+        for page in pages.filter(|page| !self.aged.contains(page)) {
             self.told.content.used(page);
         }
     }
@@ -135,7 +136,7 @@ impl<M: Mirror> VmSpace<M> {
         let told = Told { content: &mut self.content, memory: Some(&self.memory) };
         let mut told = Aged { told, aged };
         let effects = self.guest.harvest(range, What::ACCESSED, &mut told);
-        let mut told = Forgotten(Told { content: &mut self.content, memory: None });
+        told.told.memory = None;
         let monitors = self.monitor.harvest(frames, What::ACCESSED, &mut told);
         self.follow_monitor(monitors);
         self.follow(effects)
@@ -153,6 +154,7 @@ impl<M: Mirror> VmSpace<M> {
             removed.join(self.remove_translations(range)?);
         }
         for &page in pages {
+            debug_assert!(self.may_leave(page).is_ok(), "page {page} is held or wired, and leaves");
             self.content.leave(page, ticket);
             leaving.push(page);
         }

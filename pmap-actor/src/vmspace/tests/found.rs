@@ -96,6 +96,37 @@ fn who_takes_epochs_hears_that_an_unmapped_page_is_zeroes() {
     ]);
 }
 
+/// What a device stored through a hold that is over is the monitor's modified bit, until the page leaves: copies that the
+/// store has of the page (as zeroes, or on disk) are good no longer.
+#[test]
+fn what_was_stored_through_a_hold_leaves_with_the_page() {
+    for before in [Read, Write] {
+        for lose in [Step::PageOut(span(5, 1)), Step::Forget(span(5, 1))] {
+            everywhere(&[
+                touch(5, before),
+                Step::PageOut(span(5, 1)),
+                Step::Finish,
+                Step::Drain,
+                // Read back, it is clean: its copy in the store is good.
+                touch(5, Read),
+                Step::Drain,
+                touch(5, Read),
+                Step::Hold(span(5, 1), Protection::READ | Protection::WRITE),
+                Step::HoldStore(0, 0),
+                Step::Release(0, false),
+                lose,
+                Step::Finish,
+                Step::PageOut(span(5, 1)),
+                Step::Finish,
+                Step::Drain,
+                touch(5, Read),
+                Step::Drain,
+                touch(5, Read),
+            ]);
+        }
+    }
+}
+
 /// Not a failure: what the other sequences are to be believed by.
 #[test]
 fn a_block_comes_at_once_where_that_is_wanted() {

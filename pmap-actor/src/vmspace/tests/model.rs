@@ -53,7 +53,7 @@ struct Page {
     or_zero: bool,
     /// Its frame goes when the shootdown is over.
     going: bool,
-    /// Used, or stored to, by a walk since anything could have cleared the bit that says so.
+    /// Used, or stored to, by a walk, and in no harvest yet.
     used: bool,
     stored: bool,
 }

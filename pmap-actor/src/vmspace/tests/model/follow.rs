@@ -8,6 +8,7 @@ use super::walker::Watched;
 use super::{
     BLOCK_PAGES, Bench, InFlight, Outcome, Page, Removed, Step, Unserved, Worker, contents, index,
 };
+use crate::ept::masks::PmapFlags;
 use crate::object::Page as State;
 use crate::swap::workers::Answer;
 use crate::vmspace::Served;
@@ -148,8 +149,11 @@ impl<M: Watched> Bench<M> {
             let model = &mut self.pages[index(page)];
             (model.stamp, model.or_zero) = (stamp, false);
         }
-        // With emulated bits a page may be executed that nobody may read, and a fetch leaves no trace then.
-        let leaves_no_trace = access == Access::Execute && self.space.tables().masks().emulated;
+        // With emulated bits a page may be executable that nobody may read, and a fetch leaves no trace then.
+        let flags = self.setup.flags;
+        let leaves_no_trace = access == Access::Execute
+            && flags.contains(PmapFlags::EMULATE_AD_BITS | PmapFlags::EXECUTE_ONLY)
+            && !self.setup.mirrored;
         let model = &mut self.pages[index(page)];
         model.used |= !from_cache && !leaves_no_trace;
         model.stored |= told && access == Access::Write;

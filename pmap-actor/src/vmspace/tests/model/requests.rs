@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use actors::Protection;
-use actors::contract::page::{Advice, Settled, Touch};
+use actors::contract::page::{Advice, Harvest, Settled, Touch};
 use actors::contract::space::SpaceError;
 
 use super::walker::Watched;
@@ -36,7 +36,7 @@ impl<M: Watched> Bench<M> {
             Step::Forget(span) => {
                 let allowed = self.is_mapped(span) && !self.is_wired(span);
                 let removed = self.space.forget(self.range(span));
-                self.agree(removed, allowed, "forget", |bench| bench.lose_bits(span));
+                self.agree(removed, allowed, "forget", |_| {});
             }
             Step::Protect(span, rights) => self.protect(span, rights),
             Step::Wire(span) => self.wire(span),
@@ -89,7 +89,7 @@ impl<M: Watched> Bench<M> {
             Step::Demote(span) => {
                 let allowed = self.is_mapped(span);
                 let removed = self.space.demote(self.range(span)).map(|(removed, _)| removed);
-                self.agree(removed, allowed, "demote", |bench| bench.lose_bits(span));
+                self.agree(removed, allowed, "demote", |_| {});
             }
             Step::PageOut(span) => {
                 let allowed = self.is_mapped(span) && self.setup.store.is_some();
@@ -98,12 +98,11 @@ impl<M: Watched> Bench<M> {
                     self.outs.insert(ticket);
                     removed
                 });
-                self.agree(removed, allowed, "page out", |bench| bench.lose_bits(span));
+                self.agree(removed, allowed, "page out", |_| {});
             }
             Step::Reclaim => {
                 if let Some(removed) = self.space.reclaim().unwrap() {
                     self.take_away(removed);
-                    self.lose_bits(Span { first: 0, pages: PAGES });
                     self.raise();
                 }
             }
@@ -123,12 +122,23 @@ impl<M: Watched> Bench<M> {
         (span.first..span.first + span.pages).any(|page| self.is_held(page))
     }
 
-    /// Something took bits, of the pages and of those that a superpage's bit speaks for.
-    fn lose_bits(&mut self, span: Span) {
-        let first = span.first / BLOCK_PAGES * BLOCK_PAGES;
-        let end = (span.first + span.pages).next_multiple_of(BLOCK_PAGES).min(PAGES);
-        for page in self.of_mut(Span { first, pages: end - first }) {
-            (page.used, page.stored) = (false, false);
+    /// A harvest of `span` answered: it has what nobody has heard of yet, and nobody hears of that again.
+    fn hear_harvest(&mut self, span: Span, touch: Touch, found: &Harvest) {
+        for page in span.first..span.first + span.pages {
+            let Page { used, stored, .. } = self.pages[index(page)];
+            let (accessed, modified) =
+                (found.accessed.contains(page), found.modified.contains(page));
+            if touch.contains(Touch::ACCESSED) {
+                assert!(accessed || !used, "page {page} was used");
+            }
+            if touch.contains(Touch::MODIFIED) {
+                assert!(modified || !stored, "page {page} was stored to");
+            }
+        }
+        // A superpage's bit speaks for pages beyond the span, too.
+        for (page, model) in (0..).zip(&mut self.pages) {
+            model.used &= !found.accessed.contains(page);
+            model.stored &= !found.modified.contains(page);
         }
     }
 
@@ -161,9 +171,9 @@ impl<M: Watched> Bench<M> {
         let allowed = self.is_mapped(span) && !self.is_wired(span) && !self.any_held(span);
         let removed = self.space.unmap(self.range(span));
         self.agree(removed, allowed, "unmap", |bench| {
-            bench.lose_bits(span);
             bench.of_mut(span).iter_mut().for_each(|page| {
                 (page.protection, page.going) = (None, true);
+                (page.used, page.stored) = (false, false);
             });
             bench.becomes_zeroes(span);
         });
@@ -186,7 +196,6 @@ impl<M: Watched> Bench<M> {
         let allowed = self.is_mapped(span) && (readable || !self.is_wired(span));
         let removed = self.space.protect(self.range(span), rights);
         self.agree(removed, allowed, "protect", |bench| {
-            bench.lose_bits(span);
             bench.of_mut(span).iter_mut().for_each(|page| page.protection = Some(rights));
         });
     }
@@ -213,31 +222,23 @@ impl<M: Watched> Bench<M> {
         let allowed = self.is_mapped(span);
         let harvested = self.space.harvest(self.range(span), touch);
         let removed = harvested.map(|(removed, found)| {
-            for page in span.first..span.first + span.pages {
-                let model = self.pages[index(page)];
-                if touch.contains(Touch::ACCESSED) && model.used {
-                    assert!(found.accessed.contains(page), "page {page} was used");
-                }
-                if touch.contains(Touch::MODIFIED) && model.stored {
-                    assert!(found.modified.contains(page), "page {page} was stored to");
-                }
-            }
+            self.hear_harvest(span, touch, &found);
             removed
         });
-        self.agree(removed, allowed, "harvest", |bench| bench.lose_bits(span));
+        self.agree(removed, allowed, "harvest", |_| {});
     }
 
     fn close_epoch(&mut self, who: usize) {
         let Some(consumer) = self.consumers.get_mut(who).filter(|it| !it.is_closing) else {
             return;
         };
-        let (removed, _) = self.space.close_dirty(consumer.id).unwrap();
+        let (removed, found) = self.space.close_dirty(consumer.id).unwrap();
         consumer.is_closing = true;
         for cached in self.walkers.iter_mut().flat_map(|walker| walker.0.values_mut()) {
             cached.is_old = true;
         }
         self.take_away(removed);
-        self.lose_bits(Span { first: 0, pages: PAGES });
+        self.hear_harvest(Span { first: 0, pages: PAGES }, Touch::MODIFIED, &found);
     }
 
     fn settle(&mut self, who: usize, how: Settled) {
@@ -259,10 +260,18 @@ impl<M: Watched> Bench<M> {
         let allowed = self.is_mapped(span) && !kept;
         let removed = self.space.advise(self.range(span), advice);
         self.agree(removed, allowed, "advise", |bench| {
-            bench.lose_bits(span);
+            // Uses were declared to be of no interest: of all that a superpage's bit speaks for.
+            let first = span.first / BLOCK_PAGES * BLOCK_PAGES;
+            let end = (span.first + span.pages).next_multiple_of(BLOCK_PAGES).min(PAGES);
+            for page in bench.of_mut(Span { first, pages: end - first }) {
+                page.used = false;
+            }
             if discards {
                 bench.becomes_zeroes(span);
-                bench.of_mut(span).iter_mut().for_each(|page| page.or_zero = true);
+                bench
+                    .of_mut(span)
+                    .iter_mut()
+                    .for_each(|page| (page.or_zero, page.stored) = (true, false));
             }
         });
     }

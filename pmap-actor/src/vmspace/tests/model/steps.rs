@@ -116,7 +116,7 @@ pub(in super::super) fn step() -> impl Strategy<Value = Step> {
         12 => (0..2usize, page(), access()).prop_map(|(who, page, how)| Step::Touch(who, page, how)),
         4 => (0..3u64, access()).prop_map(|(block, how)| Step::TouchAll(block, how)),
         1 => (page(), access()).prop_map(|(page, how)| Step::Report(page, how)),
-        1 => (0..4usize, 0..8u64).prop_map(|(hold, page)| Step::HoldStore(hold, page)),
+        3 => (0..3usize, 0..6u64).prop_map(|(hold, page)| Step::HoldStore(hold, page)),
     ];
     let map = prop_oneof![
         2 => (span(), protection()).prop_map(|(span, how)| Step::Map(span, how)),
@@ -125,7 +125,7 @@ pub(in super::super) fn step() -> impl Strategy<Value = Step> {
         2 => (span(), protection()).prop_map(|(span, how)| Step::Protect(span, how)),
         1 => span().prop_map(Step::Wire),
         1 => span().prop_map(Step::Unwire),
-        1 => (span(), protection()).prop_map(|(span, how)| Step::Hold(span, how)),
+        2 => (span(), protection()).prop_map(|(span, how)| Step::Hold(span, how)),
         2 => (0..4usize, any::<bool>()).prop_map(|(hold, install)| Step::Release(hold, install)),
     ];
     let bits = prop_oneof![
