@@ -199,8 +199,8 @@ pub(crate) struct RunArgs {
           help_heading = PAGING)]
     pub(crate) harvest_every: Option<u64>,
 
-    /// At the end, compare the nested tables with what the host maps and with the books, and say what differs;
-    /// the status is then 1
+    /// Whenever the machine is paused, and at its end, compare the nested tables with what the host maps and with the
+    /// books, and say what differs; the status is then 1. (`--guest storm` pauses now and then for it)
     #[arg(long)]
     pub(crate) verify: bool,
 

@@ -56,9 +56,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitStatus, Failure> {
     say(&ended.outcome);
     let status = ended.outcome.exit_status();
     if let Some(verified) = &ended.report.verified
-        && !verified.agrees()
+        && !verified.found.agrees()
     {
-        let count = verified.count;
+        let count = verified.found.count;
         say(format_args!("the nested tables and the host disagree in {count} places (--verify)"));
         return Ok(status.worse_than_success());
     }

@@ -40,6 +40,8 @@ pub(crate) struct StormReport {
 
 /// How many orders of a storm are carried out before a test breaks something.
 const ORDERS_BEFORE_BREAKING: u64 = 100;
+/// How many orders of a storm lie between two comparisons (`--verify`).
+const ORDERS_BETWEEN_LOOKS: u64 = 100;
 
 /// Storms until enough pages were taken away in use, or the machine has ended.
 ///
@@ -71,6 +73,7 @@ pub(crate) fn drive(
     let mix = Mix { page_out: u32::from(has_store), ..Mix::WITHOUT_DISCARD };
     let mut storm = Storm::new(machine, mix, wanted);
     let mut waited = Wait::default();
+    let mut next_look = ORDERS_BETWEEN_LOOKS;
     while !storm.is_over() {
         if storm.pass(&control)? {
             waited = Wait::default();
@@ -78,6 +81,10 @@ pub(crate) fn drive(
             break;
         } else {
             waited.once_more();
+        }
+        if args.verify && storm.orders >= next_look {
+            next_look = storm.orders + ORDERS_BETWEEN_LOOKS;
+            look(machine)?;
         }
         if storm.orders >= ORDERS_BEFORE_BREAKING
             && let Some(Switch::Break(actor, how)) = switch.take()
@@ -120,6 +127,15 @@ impl Wait {
         } else {
             std::hint::spin_loop();
         }
+    }
+}
+
+/// Stops the guest in the middle of the storm, which has everything compared.
+fn look(machine: &Machine) -> Result<(), String> {
+    match machine.pause().and_then(|()| machine.resume()) {
+        // Its end is the reason.
+        Err(_) if has_ended(machine) => Ok(()),
+        done => done.map_err(|error| format!("the storm cannot be paused: {error}")),
     }
 }
 

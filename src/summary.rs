@@ -5,8 +5,9 @@ mod paging;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use actors::contract::host::HostMapping;
 use actors::contract::space::Quantiles;
-use skep::Ended;
+use skep::{Ended, EngineKind};
 
 use crate::switches::Driven;
 use crate::tour;
@@ -113,6 +114,9 @@ fn text(ended: &Ended, driven: &Driven) -> String {
         }
         lines.extend(paging::lines(space, report.resident_limit_bytes));
     }
+    if let Some(mapping) = &report.host_mapping {
+        lines.push(host_mapping(mapping, report.engine));
+    }
     if let Some(verified) = &report.verified {
         let text = verified.to_string().replace('\n', "\n            ");
         lines.push(format!("  verified    {text}"));
@@ -136,6 +140,28 @@ fn text(ended: &Ended, driven: &Driven) -> String {
     lines.extend(driven.tour.as_ref().map(tour::table));
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// What the host's own counters say. They are the host's: on KVM a block is huge only if these say so.
+fn host_mapping(mapping: &HostMapping, engine: EngineKind) -> String {
+    let view = match &mapping.view {
+        Some(view) => {
+            let (mapped, huge) = (size(view.mapped_bytes()), size(view.huge_bytes()));
+            format!("{mapped} of the guest view, {huge} of that by 2 MiB")
+        }
+        None => "what it does not tell (there is no /proc/self/smaps)".to_owned(),
+    };
+    let second_stage = match (engine, mapping.kvm) {
+        (EngineKind::Soft, _) => "the nested tables are ours alone".to_owned(),
+        (EngineKind::Kvm, None) => "KVM here does not count what it maps".to_owned(),
+        (EngineKind::Kvm, Some(pages)) => format!(
+            "KVM maps {} pages of 2 MiB and {} of 4 KiB",
+            // Of 1 GiB there can be none: the view is in pieces of at most 2 MiB.
+            pages.pages_2m,
+            pages.pages_4k
+        ),
+    };
+    format!("  host maps   {view}; {second_stage}")
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ use crate::phase::Phase;
 use crate::spec::{ConsoleKind, MachineSpec};
 use crate::supervisor::MachineActor;
 use crate::tracer;
+use crate::verification::Verifier;
 use crate::watch::Watch;
 
 /// How long a fresh vcpu thread may take to answer its first order.
@@ -300,6 +301,7 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
         loaded: None,
         load_time: Duration::ZERO,
         running_since: None,
+        verifier: Verifier::new(spec.verify),
         spec,
         kept: KeptUntilTheEnd { hardware },
     })

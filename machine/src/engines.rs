@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use actors::VcpuId;
+use actors::contract::host::KvmPages;
 use actors::device::{Bus, IrqLine, Taken};
 use actors::threads::Joined;
 use pmap_actor::handle::SpaceHandle;
@@ -225,6 +226,14 @@ impl Hardware {
                 soft.enter(&started.0);
                 Ok(started)
             }
+        }
+    }
+
+    /// What KVM says that it maps; none where there is no KVM, or one that does not count.
+    pub(crate) fn kvm_pages(&self) -> Option<KvmPages> {
+        match self {
+            Self::Kvm(vm) => vm.stats()?.pages().ok(),
+            Self::Soft(_) => None,
         }
     }
 

@@ -23,6 +23,7 @@ pub mod report;
 pub mod spec;
 mod supervisor;
 mod tracer;
+mod verification;
 pub mod watch;
 
 pub use build::BuildError;
@@ -33,3 +34,4 @@ pub use paging::BadPaging;
 pub use report::Report;
 pub use spec::{ConsoleKind, EngineChoice, MachineSpec, ShootdownMode};
 pub use supervisor::MachineError;
+pub use verification::Verification;

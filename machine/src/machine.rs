@@ -7,9 +7,9 @@ use actix::Addr;
 use actors::ActorName;
 use actors::ask;
 use actors::contract::boot::Loaded;
+use actors::contract::host::HostMapping;
 use actors::contract::space::{SpaceRequest, SpaceTally};
 use actors::contract::vcpu::Break;
-use actors::contract::verify::Verified;
 use actors::pulse::Pulse;
 use actors::threads::Joined;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -29,6 +29,7 @@ use crate::supervisor::{
     Answer, BreakLoader, BreakMachine, End, MachineActor, MachineError, Pause, Resume, Start, TICK,
 };
 use crate::tracer;
+use crate::verification::Verifier;
 use crate::watch::{DEADLINE, Watch};
 
 /// How long loading may take: a disk may be slow, and the pmap has its own deadline.
@@ -62,6 +63,7 @@ pub struct Machine {
     pub(crate) loaded: Option<Loaded>,
     pub(crate) load_time: Duration,
     pub(crate) running_since: Option<Instant>,
+    pub(crate) verifier: Verifier,
     /// What vcpus need until every one is joined and the userfaultfd is closed.
     pub(crate) kept: build::KeptUntilTheEnd,
 }
@@ -144,13 +146,16 @@ impl Machine {
         Ok(())
     }
 
-    /// Brings every vcpu out of the guest. Returns when all are out.
+    /// Brings every vcpu out of the guest. Returns when all are out; where [`MachineSpec::verify`] is set, when the
+    /// tables were compared, too.
     ///
     /// # Errors
     ///
     /// [`MachineError`] when it does not run.
     pub fn pause(&self) -> Result<(), MachineError> {
-        self.ask(ORDER_DEADLINE, Pause)
+        self.ask(ORDER_DEADLINE, Pause)?;
+        self.verifier.compare(&self.space);
+        Ok(())
     }
 
     /// Lets a paused machine go on.
@@ -250,7 +255,7 @@ impl Machine {
     #[must_use]
     pub fn finish(mut self, outcome: Outcome) -> Ended {
         let run_time = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
-        let (space, verified) = self.end_threads(&outcome);
+        let (space, host_mapping) = self.end_threads(&outcome);
         let farewell = self.console.take().map(|console| console.finish(CONSOLE_PATIENCE));
         let farewell = farewell.unwrap_or_default();
         // A guest may be gone before anybody notices that nobody reads what it printed. Where
@@ -287,7 +292,8 @@ impl Machine {
                 + farewell.unwritten,
             vcpu: vcpu.collect(),
             space,
-            verified,
+            verified: self.verifier.result(),
+            host_mapping,
             unimplemented: self.kept.hardware.unimplemented(),
             left_behind: self.threads.iter().map(|(actor, _)| actor.to_string()).collect(),
         };
@@ -297,7 +303,7 @@ impl Machine {
     }
 
     /// Vcpus first, then the pmap that serves their faults, then whoever the pmap tells.
-    fn end_threads(&mut self, outcome: &Outcome) -> (Option<SpaceTally>, Option<Verified>) {
+    fn end_threads(&mut self, outcome: &Outcome) -> (Option<SpaceTally>, Option<HostMapping>) {
         let (hangs, is_lost) = match outcome {
             Outcome::Hangs { actor, .. } => (Some(*actor), *actor == ActorName::Pmap),
             Outcome::Died { actor, .. } => (None, *actor == ActorName::Pmap),
@@ -320,13 +326,9 @@ impl Machine {
             self.wait_until_gone(is_vcpu);
         }
         // What is sealed is mapped to nobody, whatever the tables say.
-        let verified = (self.spec.verify && all_came_out && !is_lost).then(|| self.space.verify());
-        let verified = verified.and_then(|verified| match verified {
-            Ok(verified) => Some(verified),
-            Err(error) => {
-                tracing::error!(%error, "the tables could not be compared with the host");
-                None
-            }
+        let host_mapping = (all_came_out && !is_lost).then(|| {
+            self.verifier.compare(&self.space);
+            self.host_mapping()
         });
         // What it counts last: it raises on its own, for looks at the working set and for room.
         let space = if is_lost {
@@ -347,7 +349,14 @@ impl Machine {
         self.wait_until_gone(|actor| {
             hangs.is_none_or(|hangs| actor != hangs && waits_for(actor) != Some(hangs))
         });
-        (space, verified)
+        (space, host_mapping)
+    }
+
+    /// While the pmap lives: it keeps the mapping.
+    fn host_mapping(&self) -> HostMapping {
+        let view = self.space.guest_memory().host_mapping();
+        let view = view.inspect_err(|error| tracing::debug!(%error, "the host does not tell"));
+        HostMapping { view: view.ok(), kvm: self.kept.hardware.kvm_pages() }
     }
 
     fn seal(&self) {

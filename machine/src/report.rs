@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::engines::EngineKind;
+use actors::contract::host::HostMapping;
 use actors::contract::space::SpaceTally;
 use actors::contract::vcpu::VcpuTally;
-use actors::contract::verify::Verified;
 use serde::Serialize;
 use shootdown::SeatCount;
 
+use crate::engines::EngineKind;
 use crate::outcome::ExitStatus;
+use crate::verification::Verification;
 
 /// A finished run.
 #[derive(Clone, Debug, Serialize)]
@@ -47,7 +48,10 @@ pub struct Report {
     /// Memory, faults and shootdowns; nothing when the pmap died.
     pub space: Option<SpaceTally>,
     /// What comparing the tables with everything else found, where that was asked for and could be done.
-    pub verified: Option<Verified>,
+    pub verified: Option<Verification>,
+    /// What the host's own counters say of the guest's memory at the end; nothing when the pmap was lost, or a vcpu did
+    /// not come out.
+    pub host_mapping: Option<HostMapping>,
     /// Instructions that the guest met and the software engine does not know, by name, and how often.
     pub unimplemented: BTreeMap<String, u64>,
     /// Threads that did not end within the deadline, by name.

@@ -75,7 +75,7 @@ pub struct MachineSpec {
     pub swap: Option<SwapSpec>,
     /// The most that resident guest memory and pages that are kept compressed may take together, in bytes.
     pub resident_limit_bytes: Option<u64>,
-    /// Compare the nested tables with the host's mapping and the books at the end.
+    /// Compare the nested tables with the host's mapping and the books, at each pause and at the end.
     pub verify: bool,
     /// How often to look at the guest's working set; each look costs a shootdown.
     pub harvest_every: Option<Duration>,

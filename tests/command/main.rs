@@ -11,3 +11,4 @@ mod hostile;
 mod paging;
 mod soft;
 mod support;
+mod verify;

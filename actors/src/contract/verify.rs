@@ -47,6 +47,10 @@ pub struct Verified {
     pub dropped_pages: u64,
     /// Leaves of 2 MiB that the host does not map by one entry at this moment: as above.
     pub split_superpages: u64,
+    /// Pages that our books gave back and the host still holds, as zeroes: it zeroes a part of a huge page that it
+    /// cannot split just then, and keeps it until all of the huge page is free. They read as what is not there
+    /// would. No difference.
+    pub kept_pages: u64,
     /// Whether the host was asked what it maps by entries of 2 MiB (Linux 6.7 can tell).
     pub compared_superpages: bool,
     /// The first differences.
@@ -69,6 +73,13 @@ impl Verified {
             self.differences.push(Difference { at, ours: ours.into(), theirs: theirs.into() });
         }
     }
+
+    /// Puts the differences that an earlier comparison found before its own.
+    pub fn come_after(&mut self, earlier: &Self) {
+        self.count += earlier.count;
+        self.differences.splice(0..0, earlier.differences.iter().cloned());
+        self.differences.truncate(KEPT_DIFFERENCES);
+    }
 }
 
 impl std::fmt::Display for Verified {
@@ -85,6 +96,9 @@ impl std::fmt::Display for Verified {
                 "; the host maps {} of the pages and {} of the superpages not at this moment",
                 self.dropped_pages, self.split_superpages
             )?;
+        }
+        if self.kept_pages > 0 {
+            write!(out, "; the host keeps {} free pages, as zeroes", self.kept_pages)?;
         }
         for difference in &self.differences {
             write!(out, "\n  {difference}")?;

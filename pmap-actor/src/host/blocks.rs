@@ -9,7 +9,6 @@ use actors::GpaRange;
 
 use super::huge::{HUGE, HugePages};
 use super::memory::{GuestMemory, checked};
-use super::pagemap::Pagemap;
 use super::window::{MADV_COLLAPSE, Window};
 
 impl GuestMemory {
@@ -48,24 +47,6 @@ impl GuestMemory {
     fn advise_view(&self, range: GpaRange, advice: libc::c_int) -> io::Result<()> {
         // SAFETY: the range lies in the guest view, which Rust never reads.
         checked(unsafe { libc::madvise(self.place(range), self.len(range), advice) })
-    }
-
-    /// Bytes of the guest view that the host maps by entries of 2 MiB at this moment; `None` where the kernel
-    /// cannot tell (Linux before 6.7). A walk over what is mapped: some milliseconds for each GiB.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
-    pub fn huge_bytes(&self) -> io::Result<Option<u64>> {
-        let pagemap = Pagemap::open()?;
-        let mut bytes = 0;
-        for slot in self.slots() {
-            let Some(huge) = pagemap.huge(slot.host, slot.host + slot.range.len())? else {
-                return Ok(None);
-            };
-            bytes += huge.iter().map(|stretch| stretch.end - stretch.start).sum::<u64>();
-        }
-        Ok(Some(bytes))
     }
 
     /// Makes `block`, of which nothing exists, exist as one huge page, if the host pleases; else some

@@ -5,5 +5,6 @@ mod blocks;
 pub mod huge;
 pub mod memory;
 pub mod pagemap;
+mod smaps;
 pub mod userfault;
 mod window;

@@ -228,6 +228,24 @@ fn contents_that_the_books_do_not_know_of_are_found_where_they_are() {
 }
 
 #[test]
+fn zeroes_that_the_host_keeps_where_the_books_have_nothing_are_counted_and_are_no_difference() {
+    let mut space = Space::new();
+    space.enter(pages(3, 4), RWX);
+    space.memory.backing().write_obj(0u64, GuestAddress(0x20_5000)).unwrap();
+    let verified = space.verify(Realised::ByWalking);
+    assert!(verified.agrees(), "{verified}");
+    assert_eq!(verified.kept_pages, 1);
+    space.memory.free(pages(4, 1)).unwrap();
+    let sentence = space.sentence(Realised::ByWalking);
+    assert!(
+        sentence.contains(
+            "20480 bytes resident, with 1 free pages that are zeroes, but the host holds 16384"
+        ),
+        "{sentence}"
+    );
+}
+
+#[test]
 fn a_page_that_was_lost_from_the_object_is_missed_in_the_sum() {
     let mut space = Space::new();
     space.enter(pages(3, 4), RWX);

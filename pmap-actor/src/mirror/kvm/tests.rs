@@ -120,7 +120,7 @@ fn a_promoted_block_is_one_entry_with_the_same_contents_and_is_watched_again() {
     assert_eq!(host.mirror.promote(block()).unwrap(), Promoted::Huge);
     assert!(host.is_huge());
     assert_eq!(host.memory.resident_bytes().unwrap(), HUGE);
-    assert_eq!(host.memory.huge_bytes().unwrap(), Some(HUGE));
+    assert_eq!(host.memory.host_mapping().unwrap().shmem_huge_bytes, HUGE);
     for (number, at) in (0u64..).zip(block().iter_pages()) {
         assert_eq!(host.load(at), Some(number));
         assert_eq!(host.memory.backing().read_obj::<u64>(GuestAddress(at.0)).unwrap(), number);
