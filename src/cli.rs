@@ -99,6 +99,15 @@ pub(crate) enum Switched {
     Off,
 }
 
+/// What the guest's memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HugePagesKind {
+    /// Pages of 4 KiB that come with their first touch, and may leave; full blocks become huge pages by themselves
+    Transparent,
+    /// Huge pages of 2 MiB that the operator has reserved: all of them are taken before the guest starts, and stay
+    Reserved,
+}
+
 /// How sure the trace is of who faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TraceVcpus {
@@ -117,6 +126,7 @@ Examples:
   skep run -m 1G --kernel vmlinux --trace faults.jsonl
   skep run -m 2G --resident 512M --swap /var/tmp/guest.swap --kernel vmlinux --initrd initrd.gz
   skep run --guest toucher --harvest-every 100
+  skep run -m 1G --huge-pages reserved --kernel vmlinux
 
 The guest's serial console is on stdout, and nothing else is. At a terminal, Ctrl-C ends the
 run; Ctrl-A c sends Ctrl-C to the guest, Ctrl-A a sends Ctrl-A, Ctrl-A x ends the run.")]
@@ -181,6 +191,18 @@ pub(crate) struct RunArgs {
     /// Make all memory resident before the guest starts, and keep it so
     #[arg(short = 'S', long)]
     pub(crate) wire: bool,
+
+    /// What the guest's memory is made of. `reserved` needs one huge page for each 2 MiB of -m, and a host that has too
+    /// few to spare (/proc/sys/vm/nr_hugepages) refuses at the start; nothing of it can leave, so it goes with neither
+    /// --swap nor --resident, --harvest-every or --superpages off
+    #[arg(
+        long,
+        value_enum,
+        default_value = "transparent",
+        value_name = "WHICH",
+        visible_alias = "hugepages"
+    )]
+    pub(crate) huge_pages: HugePagesKind,
 
     /// The most memory that the guest's resident pages and its compressed ones may take together. What it
     /// has not used for longest leaves: pages of zeroes are dropped, others are compressed in memory, and the

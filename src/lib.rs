@@ -22,6 +22,6 @@ pub use actors::contract::boot::BootSource;
 pub use actors::contract::space::{SpaceError, SpaceTally};
 pub use actors::{ActorName, Gpa, GpaRange, PAGE_SIZE, Protection, VcpuId};
 pub use machine::{
-    BuildError, ConsoleKind, Ended, EngineChoice, EngineKind, ExitStatus, Machine, MachineError,
-    MachineSpec, Outcome, Report, ShootdownMode,
+    BuildError, ConsoleKind, Ended, EngineChoice, EngineKind, ExitStatus, HugePages, Machine,
+    MachineError, MachineSpec, Outcome, Report, ShootdownMode,
 };

@@ -11,12 +11,16 @@ use actors::swap::BadSwap;
 use loader_actor::guests;
 use machine::host::meminfo;
 use machine::spec::block_signals;
-use skep::{ConsoleKind, EngineChoice, ExitStatus, Machine, MachineSpec, Report, ShootdownMode};
+use skep::{
+    ConsoleKind, EngineChoice, ExitStatus, HugePages, Machine, MachineSpec, Report, ShootdownMode,
+};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{AccessedDirty, EngineKind, RunArgs, Shootdown, Switched, TraceVcpus};
+use crate::cli::{
+    AccessedDirty, EngineKind, HugePagesKind, RunArgs, Shootdown, Switched, TraceVcpus,
+};
 use crate::switches::{Driven, Switch};
-use crate::{Failure, say, summary, switches, tour};
+use crate::{Failure, say, storm, summary, switches, tour};
 
 fn usage(sentence: impl ToString) -> Failure {
     Failure::new(ExitStatus::Usage, sentence)
@@ -95,6 +99,10 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
     spec.initrd = args.initrd.clone();
     spec.cmdline = args.cmdline.clone();
     spec.wire = args.wire;
+    spec.huge_pages = match args.huge_pages {
+        HugePagesKind::Transparent => HugePages::Transparent,
+        HugePagesKind::Reserved => HugePages::Reserved,
+    };
     let limit = args.resident.as_deref().map(parse_memory_size).transpose();
     spec.resident_limit_bytes = limit.map_err(|why| usage(format!("--resident: {why}")))?;
     let swap = args.swap.as_deref().map(str::parse).transpose();
@@ -115,6 +123,9 @@ fn meant(args: &RunArgs) -> Result<(MachineSpec, Option<Switch>), Failure> {
         Shootdown::Kernel => ShootdownMode::Kernel,
     };
     spec.fault_around_pages = args.fault_around;
+    if storm::is_one(args) {
+        storm::check(args).map_err(usage)?;
+    }
     if args.guest.as_deref() == Some(guests::tour::GUEST.name) {
         tour::check(args).map_err(usage)?;
         // It wants to know of each page what became of that page.

@@ -15,7 +15,7 @@ use skep::{Machine, Protection, SpaceError};
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::cli::RunArgs;
+use crate::cli::{HugePagesKind, RunArgs};
 use crate::say;
 use crate::switches::Switch;
 
@@ -42,6 +42,25 @@ pub(crate) struct StormReport {
 const ORDERS_BEFORE_BREAKING: u64 = 100;
 /// How many orders of a storm lie between two comparisons (`--verify`).
 const ORDERS_BETWEEN_LOOKS: u64 = 100;
+
+/// Whether the guest is a storm, at whatever privilege level.
+pub(crate) fn is_one(args: &RunArgs) -> bool {
+    args.guest.as_deref().is_some_and(|guest| guest.starts_with("storm"))
+}
+
+/// Options with which nothing can be taken away from the guest.
+///
+/// # Errors
+///
+/// A sentence that names the option.
+pub(crate) fn check(args: &RunArgs) -> Result<(), String> {
+    let option = match (args.huge_pages, args.wire) {
+        (HugePagesKind::Reserved, _) => "--huge-pages reserved",
+        (HugePagesKind::Transparent, true) => "-S",
+        (HugePagesKind::Transparent, false) => return Ok(()),
+    };
+    Err(format!("the storm takes pages away from the guest, and {option} keeps them: leave it out"))
+}
 
 /// Storms until enough pages were taken away in use, or the machine has ended.
 ///

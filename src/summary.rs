@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use actors::contract::host::HostMapping;
 use actors::contract::space::Quantiles;
-use skep::{Ended, EngineKind};
+use skep::{Ended, EngineKind, HugePages};
 
 use crate::switches::Driven;
 use crate::tour;
@@ -85,8 +85,9 @@ fn text(ended: &Ended, driven: &Driven) -> String {
     if let Some(space) = &report.space {
         let faults = &space.faults;
         lines.push(format!(
-            "  memory      {} given, {} resident",
+            "  memory      {} given{}, {} resident",
             size(report.memory_bytes),
+            if report.huge_pages == HugePages::Reserved { " in reserved huge pages" } else { "" },
             size(space.resident_bytes)
         ));
         lines.push(format!(

@@ -120,7 +120,7 @@ pub(crate) fn drive(
     switch: Option<Switch>,
     args: &RunArgs,
 ) -> Result<Driven, String> {
-    if args.guest.as_deref().is_some_and(|guest| guest.starts_with("storm")) {
+    if storm::is_one(args) {
         return Ok(Driven {
             storm: Some(storm::drive(machine, switch, args)?),
             ..Driven::default()

@@ -13,7 +13,7 @@ use skep::{EngineKind, Gpa, GpaRange, Machine, PAGE_SIZE, Protection};
 use tokio::sync::oneshot;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::cli::{AccessedDirty, RunArgs, Switched};
+use crate::cli::{AccessedDirty, HugePagesKind, RunArgs, Switched};
 use crate::say;
 
 /// What a tour was like.
@@ -70,6 +70,7 @@ pub(crate) fn check(args: &RunArgs) -> Result<(), String> {
         (args.resident.is_some(), "--resident"),
         (args.harvest_every.is_some(), "--harvest-every"),
         (args.wire, "-S"),
+        (args.huge_pages == HugePagesKind::Reserved, "--huge-pages reserved"),
     ];
     match others.iter().find(|(is_given, _)| *is_given) {
         None => Ok(()),

@@ -42,7 +42,7 @@ use crate::machine::{Machine, TheEnd};
 use crate::outcome::ExitStatus;
 use crate::paging::{self, BadPaging};
 use crate::phase::Phase;
-use crate::spec::{ConsoleKind, MachineSpec};
+use crate::spec::{ConsoleKind, HugePages, MachineSpec};
 use crate::supervisor::MachineActor;
 use crate::tracer;
 use crate::verification::Verifier;
@@ -90,6 +90,9 @@ pub enum BuildError {
         /// The operating system's reason.
         why: io::Error,
     },
+    /// The operator has not reserved enough huge pages, or the host does not give them.
+    #[error("--huge-pages reserved: {0}")]
+    ReservedPages(io::Error),
     /// Wired memory must be there.
     #[error(
         "{wanted} bytes of guest memory cannot be wired (-S): the host has {available} bytes \
@@ -124,9 +127,11 @@ impl BuildError {
             | Self::Contradiction { .. }
             | Self::Vcpus(_)
             | Self::Kvm(KvmError::NoVcpus | KvmError::TooManyVcpus { .. }) => ExitStatus::Usage,
-            Self::Kvm(_) | Self::Memory { .. } | Self::NotEnoughToWire { .. } | Self::Pmap(_) => {
-                ExitStatus::HostLacks
-            }
+            Self::Kvm(_)
+            | Self::Memory { .. }
+            | Self::ReservedPages(_)
+            | Self::NotEnoughToWire { .. }
+            | Self::Pmap(_) => ExitStatus::HostLacks,
             Self::Paging(bad) => bad.exit_status(),
             Self::Host { .. } => ExitStatus::Error,
         }
@@ -184,12 +189,16 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
     let epoch = Instant::now();
     let layout = spec.layout()?;
     paging::check(&spec)?;
-    if spec.wire {
+    // Reserved pages are not among those that are available; whether there are enough is seen when they are taken.
+    if spec.wire && spec.huge_pages == HugePages::Transparent {
         must_be_available(layout.total())?;
     }
     let engine = engines::choose(&spec)?;
-    let memory = GuestMemory::new(layout)
-        .map_err(|why| BuildError::Memory { bytes: layout.total(), why })?;
+    let memory =
+        GuestMemory::with_pages(layout, spec.huge_pages).map_err(|why| match spec.huge_pages {
+            HugePages::Transparent => BuildError::Memory { bytes: layout.total(), why },
+            HugePages::Reserved => BuildError::ReservedPages(why),
+        })?;
     let memory = Arc::new(memory);
     let vm = engine.make_vm(&spec, &memory)?;
 
@@ -234,8 +243,8 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
     threads.extend(space_threads);
     for range in layout.ranges() {
         space.map(range, Protection::all()).map_err(host("map the guest's memory"))?;
-        if spec.wire {
-            space.wire(range).map_err(host("wire the guest's memory (-S)"))?;
+        if let Some(option) = spec.keeps_all() {
+            space.wire(range).map_err(host(format!("wire the guest's memory ({option})")))?;
         }
     }
 

@@ -32,6 +32,6 @@ pub use machine::{Ended, Machine};
 pub use outcome::{ExitStatus, Outcome};
 pub use paging::BadPaging;
 pub use report::Report;
-pub use spec::{ConsoleKind, EngineChoice, MachineSpec, ShootdownMode};
+pub use spec::{ConsoleKind, EngineChoice, HugePages, MachineSpec, ShootdownMode};
 pub use supervisor::MachineError;
 pub use verification::Verification;

@@ -278,6 +278,7 @@ impl Machine {
             engine_detail: self.engine_detail.clone(),
             vcpus: self.spec.vcpus,
             memory_bytes: self.spec.memory_bytes,
+            huge_pages: self.spec.huge_pages,
             resident_limit_bytes: self.spec.resident_limit_bytes,
             outcome: outcome.to_string(),
             exit_status: Report::status(outcome.exit_status()),

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use actors::PAGE_SIZE;
 use actors::swap::SwapSpec;
+use pmap_actor::host::huge::HUGE;
 
 use crate::outcome::ExitStatus;
-use crate::spec::MachineSpec;
+use crate::spec::{HugePages, MachineSpec};
 
 /// What one vcpu must have in memory at once, generously: an instruction reaches at most 14 pages (two of code, two for
 /// each of two operands; and, for its exception, two each of the interrupt table, descriptor table, task segment and
@@ -26,19 +27,45 @@ const MOST_SLOTS: u64 = 1 << 28;
 pub enum BadPaging {
     /// Wired memory never leaves.
     #[error(
-        "-S keeps all memory resident, so nothing would ever go to --swap {}: leave out one of them", .0.display()
+        "{option} keeps all memory resident, so nothing would ever go to --swap {}: leave out one of them",
+        path.display()
     )]
-    WiredWithSwap(PathBuf),
+    WiredWithSwap {
+        /// What keeps it.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// Wired memory never leaves.
     #[error(
-        "-S keeps all {memory} bytes of memory resident, and --resident allows {limit}: leave out one of them"
+        "{option} keeps all {memory} bytes of memory resident, and --resident allows {limit}: leave out one of them"
     )]
     WiredBeyondLimit {
+        /// What keeps it.
+        option: &'static str,
         /// All of it, in bytes.
         memory: u64,
         /// What may be resident, in bytes.
         limit: u64,
     },
+    /// Memory of huge pages, mapped by small ones.
+    #[error(
+        "--superpages off maps the guest's memory by pages of 4 KiB, and --huge-pages reserved takes pages of 2 MiB \
+         for it that nothing would profit from: leave out one of them"
+    )]
+    ReservedWithoutSuperpages,
+    /// Nothing of it can be aged.
+    #[error(
+        "--harvest-every looks at which pages were used, and all of --huge-pages reserved always counts as used: \
+         leave out one of them"
+    )]
+    ReservedWithHarvests,
+    /// Not whole huge pages.
+    #[error(
+        "--huge-pages reserved takes whole pages of 2 MiB, and -m {0} bytes are not a multiple of {HUGE} (below \
+         and above 4 GiB)"
+    )]
+    ReservedUneven(u64),
     /// It would do nothing.
     #[error(
         "--resident {limit} bytes would limit nothing: the guest has {memory} bytes of memory (-m) in all"
@@ -117,15 +144,33 @@ impl BadPaging {
 
 /// Whether the machine's swap file and limits can be had.
 pub(crate) fn check(spec: &MachineSpec) -> Result<(), BadPaging> {
-    if spec.wire
+    if spec.huge_pages == HugePages::Reserved {
+        check_reserved(spec)?;
+    }
+    if let Some(option) = spec.keeps_all()
         && let Some(swap) = &spec.swap
     {
-        return Err(BadPaging::WiredWithSwap(swap.path.clone()));
+        return Err(BadPaging::WiredWithSwap { option, path: swap.path.clone() });
     }
     if let Some(limit) = spec.resident_limit_bytes {
         check_limit(limit, spec)?;
     }
     spec.swap.as_ref().map_or(Ok(()), check_swap)
+}
+
+fn check_reserved(spec: &MachineSpec) -> Result<(), BadPaging> {
+    if !spec.superpages {
+        return Err(BadPaging::ReservedWithoutSuperpages);
+    }
+    if spec.harvest_every.is_some() {
+        return Err(BadPaging::ReservedWithHarvests);
+    }
+    // A layout that is none is told by whoever makes it.
+    let layout = spec.layout().ok();
+    if layout.is_some_and(|layout| layout.ranges().any(|part| !part.len().is_multiple_of(HUGE))) {
+        return Err(BadPaging::ReservedUneven(spec.memory_bytes));
+    }
+    Ok(())
 }
 
 fn check_limit(limit: u64, spec: &MachineSpec) -> Result<(), BadPaging> {
@@ -141,8 +186,8 @@ fn check_limit(limit: u64, spec: &MachineSpec) -> Result<(), BadPaging> {
     if !limit.is_multiple_of(PAGE_SIZE) {
         return Err(BadPaging::LimitNotPages(limit));
     }
-    if spec.wire && limit < memory {
-        return Err(BadPaging::WiredBeyondLimit { memory, limit });
+    if let Some(option) = spec.keeps_all().filter(|_| limit < memory) {
+        return Err(BadPaging::WiredBeyondLimit { option, memory, limit });
     }
     Ok(())
 }
@@ -185,6 +230,8 @@ fn try_to_create(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use actors::contract::boot::BootSource;
 
     use super::*;
@@ -228,6 +275,26 @@ mod tests {
         let sentence = why(&wired);
         assert!(sentence.contains("-S") && sentence.contains("--swap s"), "{sentence}");
         check(&MachineSpec { wire: true, ..limited(256 << 20) }).unwrap();
+    }
+
+    #[test]
+    fn reserved_huge_pages_are_whole_stay_and_are_mapped_as_such() {
+        let reserved = |spec| MachineSpec { huge_pages: HugePages::Reserved, ..spec };
+        check(&reserved(spec())).unwrap();
+        check(&reserved(limited(256 << 20))).unwrap();
+        for (spec, other) in [
+            (limited(64 << 20), "--resident"),
+            (swapped(Path::new("s"), None), "--swap s"),
+            (MachineSpec { superpages: false, ..spec() }, "--superpages off"),
+            (MachineSpec { harvest_every: Some(Duration::ZERO), ..spec() }, "--harvest-every"),
+            (MachineSpec { memory_bytes: 3 << 20, ..spec() }, "-m 3145728"),
+            // All of it is whole, but not its part below 4 GiB.
+            (MachineSpec { lowmem_limit: 3 << 20, memory_bytes: 4 << 20, ..spec() }, "-m 4194304"),
+        ] {
+            let sentence = why(&reserved(spec));
+            assert!(sentence.contains("--huge-pages reserved"), "{sentence}");
+            assert!(sentence.contains(other), "{sentence}");
+        }
     }
 
     #[test]

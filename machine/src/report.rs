@@ -10,6 +10,7 @@ use shootdown::SeatCount;
 
 use crate::engines::EngineKind;
 use crate::outcome::ExitStatus;
+use crate::spec::HugePages;
 use crate::verification::Verification;
 
 /// A finished run.
@@ -23,6 +24,8 @@ pub struct Report {
     pub vcpus: u16,
     /// How much memory the guest was given, in bytes.
     pub memory_bytes: u64,
+    /// What it was made of.
+    pub huge_pages: HugePages,
     /// The most of it that was allowed to be in memory, with what was kept compressed (`--resident`), in bytes.
     pub resident_limit_bytes: Option<u64>,
     /// How it ended, in words.

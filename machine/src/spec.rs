@@ -9,6 +9,7 @@ use actors::layout::{BadLayout, LOWMEM_LIMIT, MemoryLayout};
 pub use actors::swap::SwapSpec;
 pub use devices::console::block_signals;
 use pmap_actor::ept::tables::ADDRESS_BITS;
+pub use pmap_actor::host::huge::HugePages;
 pub use pmap_actor::space_actor::ShootdownMode;
 pub use pmap_actor::swap::faulty::SwapFault;
 
@@ -71,6 +72,9 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Make all memory resident before the guest starts (`-S`).
     pub wire: bool,
+    /// What the memory is made of. Reserved huge pages are taken for the whole guest at the start, and stay (as if
+    /// `wire` were set).
+    pub huge_pages: HugePages,
     /// Where pages go that leave memory.
     pub swap: Option<SwapSpec>,
     /// The most that resident guest memory and pages that are kept compressed may take together, in bytes.
@@ -127,6 +131,7 @@ impl MachineSpec {
             initrd: None,
             cmdline: String::new(),
             wire: false,
+            huge_pages: HugePages::Transparent,
             swap: None,
             resident_limit_bytes: None,
             harvest_every: None,
@@ -160,6 +165,15 @@ impl MachineSpec {
     /// [`BadLayout`] when there is no memory, too much, or not whole pages.
     pub fn layout(&self) -> Result<MemoryLayout, BadLayout> {
         MemoryLayout::split(self.memory_bytes, self.lowmem_limit, ADDRESS_BITS)
+    }
+
+    /// The option that keeps all memory resident from the start, if one does.
+    pub(crate) fn keeps_all(&self) -> Option<&'static str> {
+        match (self.huge_pages, self.wire) {
+            (HugePages::Reserved, _) => Some("--huge-pages reserved"),
+            (HugePages::Transparent, true) => Some("-S"),
+            (HugePages::Transparent, false) => None,
+        }
     }
 
     pub(crate) fn load(&self) -> Load {

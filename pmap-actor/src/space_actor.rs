@@ -61,6 +61,7 @@ use crate::content::StoreLimits;
 use crate::ept::masks::PmapFlags;
 use crate::fault_lane::FaultLane;
 use crate::handle::{Reach, SpaceHandle};
+use crate::host::huge::HugePages;
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::{NoUserfault, Userfault};
 use crate::latency::Latency;
@@ -242,8 +243,12 @@ pub fn start(config: SpaceConfig) -> Result<(SpaceHandle, Threads), StartError> 
     match config.consumer {
         Consumer::Kvm { skip_unmap, .. } => {
             let userfault = Arc::new(Userfault::open()?);
-            let mirror = KvmMirror::new(memory, userfault.clone(), skip_unmap)
-                .map_err(host("watch guest memory with userfaultfd"))?;
+            let what = match memory.pages() {
+                HugePages::Transparent => "watch guest memory with userfaultfd",
+                HugePages::Reserved => "map the guest's reserved huge pages",
+            };
+            let mirror =
+                KvmMirror::new(memory, userfault.clone(), skip_unmap).map_err(host(what))?;
             start_with(config, whom, mirror, Some(userfault))
         }
         Consumer::Soft { .. } => start_with(config, whom, SoftMirror::new(memory), None),

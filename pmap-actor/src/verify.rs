@@ -88,6 +88,7 @@ pub fn verify(
             next = end;
         }
     }
+    // Reserved pages come and go by the 2 MiB, and cannot be asked for their contents.
     if memory.pages() == HugePages::Transparent {
         object(memory, books, &mut found, beat)?;
     }

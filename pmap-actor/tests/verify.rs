@@ -9,7 +9,7 @@ use actors::contract::space::{FaultOrigin, NestedFault, SpaceError};
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection, VcpuId};
 use pmap_actor::handle::SpaceHandle;
-use pmap_actor::host::huge::HugeSupport;
+use pmap_actor::host::huge::{HugePages, HugeSupport, free_reserved};
 use pmap_actor::host::memory::GuestMemory;
 use pmap_actor::host::userfault::Userfault;
 use pmap_actor::roster::Roster;
@@ -158,6 +158,35 @@ fn a_mirror_that_forgets_to_unmap_is_found() {
     assert_eq!(verified.count, 1, "{verified}");
     let expected = "guest-physical 0x5000: our tables have nothing, but the host maps it";
     assert_eq!(verified.differences[0].to_string(), expected);
+    drop(space.retire().unwrap());
+    threads.into_iter().for_each(|(_, thread)| thread.join());
+}
+
+#[test]
+fn stores_to_reserved_huge_pages_cannot_be_watched_on_kvm_and_whoever_asks_changes_nothing() {
+    let needed = PAGES / BLOCK;
+    if Userfault::open().is_err() || free_reserved().is_none_or(|free| free < needed) {
+        eprintln!("not tested here: no userfaultfd, or no {needed} reserved huge pages to spare");
+        return;
+    }
+    let mut config = config(Consumer::Kvm { skip_unmap: false, superpages: true });
+    let layout = config.memory.layout();
+    config.memory = Arc::new(GuestMemory::with_pages(layout, HugePages::Reserved).unwrap());
+    let (space, threads) = start(config).unwrap();
+    let all = pages(0, PAGES);
+    space.map(all, RWX).unwrap();
+    space.wire(all).unwrap();
+    for refused in [
+        space.begin_dirty().map(drop),
+        space.protect(pages(3, 1), RX),
+        space.harvest(all, Touch::all()).map(drop),
+    ] {
+        assert!(refused.unwrap_err().to_string().contains("mapped as a whole"));
+    }
+    assert!(space.harvest(all, Touch::ACCESSED).is_ok());
+    let verified = space.verify().unwrap();
+    assert!(verified.agrees(), "{verified}");
+    assert_eq!((verified.mapped_pages, verified.superpages), (PAGES, needed));
     drop(space.retire().unwrap());
     threads.into_iter().for_each(|(_, thread)| thread.join());
 }

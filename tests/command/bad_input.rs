@@ -100,6 +100,42 @@ fn paging_that_makes_no_sense_is_refused_by_the_names_of_its_options() {
 }
 
 #[test]
+fn reserved_huge_pages_with_what_they_cannot_do_are_refused_by_the_names_of_both_options() {
+    let run = "run --guest hello --huge-pages reserved";
+    let swap = scratch("unused-reserved.swap");
+    for (other, says) in [
+        (format!("--swap {swap}"), format!("would ever go to --swap {swap}")),
+        ("--resident 64M".to_owned(), "--resident allows 67108864".to_owned()),
+        ("--superpages off".to_owned(), "--superpages off maps".to_owned()),
+        ("--harvest-every 100".to_owned(), "--harvest-every looks".to_owned()),
+        ("-m 3M".to_owned(), "-m 3145728 bytes are not a multiple".to_owned()),
+    ] {
+        let observed = refused(&format!("{run} {other}"), 2, &says);
+        assert!(observed.says("--huge-pages reserved"), "{observed:?}");
+    }
+    assert!(!fs::exists(&swap).expect("a look"), "a refused run made {swap}");
+    for guest in ["storm", "storm0", "tour"] {
+        let run = format!("run --guest {guest} --huge-pages reserved");
+        refused(&run, 2, "--huge-pages reserved");
+    }
+    refused("run --guest storm -S", 2, "-S keeps them");
+    refused("run --guest hello --huge-pages gigantic", 2, "transparent, reserved");
+}
+
+#[test]
+fn reserved_huge_pages_that_no_host_has_are_missed_at_the_start_and_counted() {
+    on_every_engine(|engine| {
+        let run = format!("run --engine {engine} --guest hello --huge-pages reserved -m 200T");
+        let observed = refused(&run, 11, "--huge-pages reserved: ");
+        // How many the guest needs; or that this kernel has no such pages at all.
+        let counted = observed
+            .says("needs 104857600 reserved huge pages of 2 MiB and the host has ")
+            && observed.says(" to spare: sudo sysctl vm.nr_hugepages=");
+        assert!(counted || observed.says("this kernel has no reserved huge pages"), "{observed:?}");
+    });
+}
+
+#[test]
 fn a_swap_file_that_cannot_be_one_is_refused_before_anything_runs() {
     let directory = env!("CARGO_TARGET_TMPDIR");
     on_every_engine(|engine| {

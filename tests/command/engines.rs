@@ -42,16 +42,16 @@ pub(crate) fn kvm() -> Option<MutexGuard<'static, ()>> {
 fn has_kvm() -> bool {
     let has = Path::new("/dev/kvm").exists();
     if !has {
-        skipped("there is no /dev/kvm here");
+        skipped("on KVM: there is no /dev/kvm here");
     }
     has
 }
 
 /// Says so past the test harness, which would keep the words of a passing test to itself.
-fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     let test = std::thread::current();
     let name = test.name().unwrap_or("a test");
-    writeln!(std::io::stderr(), "SKIPPED {name} on KVM: {why}").expect("stderr is open");
+    writeln!(std::io::stderr(), "SKIPPED {name} {why}").expect("stderr is open");
 }
 
 /// Runs a scenario on each engine of this host. What it returns is what must be the same on all.

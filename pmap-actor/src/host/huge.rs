@@ -14,6 +14,7 @@ use std::os::fd::FromRawFd;
 use std::path::Path;
 
 use actors::{Gpa, PageSize};
+use serde::Serialize;
 
 use super::window::{Window, allocate};
 
@@ -24,7 +25,8 @@ const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage";
 const RESERVED: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// What backs a guest's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum HugePages {
     /// Pages of 4 KiB; the pmap makes huge ones of them where it promotes a block.
     #[default]

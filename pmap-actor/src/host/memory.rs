@@ -145,7 +145,12 @@ impl GuestMemory {
         let views = stretches
             .iter()
             .map(|&(range, frame)| GuestView::new(&file, range, frame, pages))
-            .collect::<io::Result<_>>()?;
+            .collect::<io::Result<_>>();
+        if views.is_err() && pages == HugePages::Reserved {
+            // Somebody else was promised some since they were counted.
+            check_reserved(layout)?;
+        }
+        let views = views?;
         let backing = GuestMemoryMmap::from_ranges_with_files(&regions)
             .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self { file, pages, layout, backing, views })
@@ -360,12 +365,16 @@ impl GuestMemory {
         checked(unsafe { libc::mprotect(self.place(range), self.len(range), protection) })
     }
 
-    /// Pins the frames of `range` in memory.
+    /// Pins the frames of `range` in memory. Reserved huge pages, once they exist, are: the host never swaps them, and
+    /// they need not count against the limit.
     ///
     /// # Errors
     ///
     /// The operating system's, when the limit on locked memory is too low.
     pub fn lock(&self, range: GpaRange) -> io::Result<()> {
+        if self.pages == HugePages::Reserved {
+            return Ok(());
+        }
         // SAFETY: locking changes nothing that Rust can see.
         checked(unsafe { libc::mlock(self.place(range), self.len(range)) })
     }
@@ -376,6 +385,9 @@ impl GuestMemory {
     ///
     /// The operating system's.
     pub fn unlock(&self, range: GpaRange) -> io::Result<()> {
+        if self.pages == HugePages::Reserved {
+            return Ok(());
+        }
         // SAFETY: as in `lock`.
         checked(unsafe { libc::munlock(self.place(range), self.len(range)) })
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Instant;
 
+use actors::contract::page::Touch;
 use actors::contract::space::{
     RaiseTimes, Reply, ShootdownTally, SpaceError, SpaceRequest, SpaceTally,
 };
@@ -13,6 +14,7 @@ use super::paging::Parked;
 use super::shootdowns::{Waiting, answer};
 use super::{SHARED_RAISE, SpaceActor};
 use crate::fault_lane::Asked;
+use crate::host::huge::HugePages;
 use crate::latency::{nanoseconds, quantiles};
 use crate::mirror::Mirror;
 use crate::verify::Realised;
@@ -79,7 +81,9 @@ impl<M: Mirror> SpaceActor<M> {
                     self.host_failed("end a hold", &io::Error::other(error));
                 }
             }
-            SpaceRequest::BeginDirty { reply } => answer(reply, Ok(self.space.begin_dirty())),
+            SpaceRequest::BeginDirty { reply } => {
+                answer(reply, self.can_watch_stores().map(|()| self.space.begin_dirty()));
+            }
             SpaceRequest::SettleDirty { consumer, number, how, reply } => {
                 answer(reply, self.space.settle_dirty(consumer, number, how));
             }
@@ -194,13 +198,18 @@ impl<M: Mirror> SpaceActor<M> {
             SpaceRequest::Unmap { range, reply } => done(self.space.unmap(range), reply),
             SpaceRequest::Forget { range, reply } => done(self.space.forget(range), reply),
             SpaceRequest::Protect { range, protection, reply } => {
-                done(self.space.protect(range, protection), reply)
+                let allowed = self.can_watch_stores();
+                done(allowed.and_then(|()| self.space.protect(range, protection)), reply)
             }
             SpaceRequest::Advise { range, advice, reply } => {
                 done(self.space.advise(range, advice), reply)
             }
             SpaceRequest::Harvest { range, what, reply } => {
-                this(match self.space.harvest(range, what) {
+                let allowed = match what.contains(Touch::MODIFIED) {
+                    true => self.can_watch_stores(),
+                    false => Ok(()),
+                };
+                this(match allowed.and_then(|()| self.space.harvest(range, what)) {
                     Ok((removed, mut found)) => {
                         found.scan_ns = nanoseconds(began.elapsed());
                         Ok((removed, Waiting::Harvested(found, reply)))
@@ -227,6 +236,18 @@ impl<M: Mirror> SpaceActor<M> {
             }),
             other => TakenAway::Other(other),
         }
+    }
+
+    /// Whether stores can be taken away from a part of memory, to be seen or forbidden. Before anything is changed: on
+    /// KVM they cannot be from reserved huge pages (`mirror/kvm.rs`), and what the tables said by then would be lost.
+    fn can_watch_stores(&self) -> Result<(), SpaceError> {
+        if self.userfault.is_none() || self.config.memory.pages() == HugePages::Transparent {
+            return Ok(());
+        }
+        Err(SpaceError::Host {
+            what: "write-protect a part of the guest's memory",
+            why: "it is of reserved huge pages, which are mapped as a whole".to_owned(),
+        })
     }
 
     /// Between two requests, while no shootdown is on its way: `verify.rs` says why that is the moment.
