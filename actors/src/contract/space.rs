@@ -122,7 +122,8 @@ pub enum SpaceRequest {
         /// Answer.
         reply: Reply<()>,
     },
-    /// "Keep the pages of these ranges where they are until I release them."
+    /// "Keep the pages of these ranges where they are until I release them." Pages that were absent exist then, even
+    /// beyond the limit of what may be resident: whoever holds needs them now. The clock takes as many others out.
     Hold {
         /// Where; each wholly mapped.
         ranges: Vec<GpaRange>,
