@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use actors::ask::{self, NoAnswer};
 use actors::contract::boot::MemoryPort;
+use actors::contract::device::{DmaMapping, PassthruDevice, ScatterList};
 use actors::contract::page::{
     Advice, DirtyConsumer, DirtyEpoch, Harvest, PageState, PagedOut, Resized, Settled, Touch,
 };
@@ -92,6 +93,39 @@ impl SpaceHandle {
     /// Outside memory, occupied, or [`SpaceError::Dead`].
     pub fn map(&self, range: GpaRange, protection: Protection) -> Result<(), SpaceError> {
         self.ask(|reply| SpaceRequest::Map { range, protection, reply })
+    }
+
+    /// Shows a device's memory in a range that is not mapped: uncacheable, all of it at once, until [`SpaceHandle::unmap`].
+    ///
+    /// # Errors
+    ///
+    /// Outside memory, occupied, executable, what the host says, or [`SpaceError::Dead`].
+    pub fn map_device(
+        &self,
+        range: GpaRange,
+        memory: ScatterList,
+        protection: Protection,
+    ) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::MapDevice { range, memory, protection, reply })
+    }
+
+    /// A device of the host is to reach the guest's memory: with the first one all of it becomes wired, and the map
+    /// stays as it is. Returns what the device's IOMMU has to translate.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Passthru`], or [`SpaceError::Dead`].
+    pub fn assign_passthru(&self, device: PassthruDevice) -> Result<Vec<DmaMapping>, SpaceError> {
+        self.ask(|reply| SpaceRequest::AssignPassthru { device, reply })
+    }
+
+    /// Undoes [`SpaceHandle::assign_passthru`], when the device can reach nothing any more.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError::Passthru`], or [`SpaceError::Dead`].
+    pub fn unassign_passthru(&self, device: PassthruDevice) -> Result<(), SpaceError> {
+        self.ask(|reply| SpaceRequest::UnassignPassthru { device, reply })
     }
 
     /// Takes memory out of the map; no vcpu can reach it when this returns, and its frames

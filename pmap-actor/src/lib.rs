@@ -22,6 +22,7 @@ pub mod ept;
 mod fault_lane;
 pub mod handle;
 pub mod host;
+pub mod iommu;
 pub mod latency;
 pub mod map;
 pub mod mirror;

@@ -16,6 +16,8 @@ pub enum Backing {
     /// Anonymous and demand-zero: FreeBSD's `OBJT_DEFAULT`. The frame of a page is where
     /// the memfd holds its guest-physical address.
     Default,
+    /// Memory of a device: FreeBSD's `OBJT_SG`. The guest view shows it in place of the frame, and the memfd has nothing there.
+    Sg,
 }
 
 /// One stretch of the guest's memory with the same properties.
@@ -71,6 +73,12 @@ impl VmMap {
         self.entries.range(first..range.end().0).map(|(_, entry)| entry)
     }
 
+    /// What of `range` is a device's memory, upwards.
+    pub fn devices(&self, range: GpaRange) -> impl Iterator<Item = GpaRange> {
+        let devices = self.overlapping(range).filter(|entry| entry.backing == Backing::Sg);
+        devices.filter_map(move |entry| entry.range.intersection(range))
+    }
+
     /// Whether every page of `range` has an entry.
     #[must_use]
     pub fn covers(&self, range: GpaRange) -> bool {
@@ -83,14 +91,19 @@ impl VmMap {
     /// # Errors
     ///
     /// Outside the guest's memory, or occupied.
-    pub fn insert(&mut self, range: GpaRange, protection: Protection) -> Result<(), SpaceError> {
+    pub fn insert(
+        &mut self,
+        range: GpaRange,
+        backing: Backing,
+        protection: Protection,
+    ) -> Result<(), SpaceError> {
         if !self.layout.covers(range) {
             return Err(SpaceError::OutsideMemory(range));
         }
         if self.overlapping(range).next().is_some() {
             return Err(SpaceError::Occupied(range));
         }
-        let entry = MapEntry { range, backing: Backing::Default, protection, wired: false };
+        let entry = MapEntry { range, backing, protection, wired: false };
         self.entries.insert(range.start().0, entry);
         self.join(range);
         Ok(())
@@ -213,7 +226,7 @@ mod tests {
     #[test]
     fn an_entry_is_found_at_each_of_its_addresses_and_nowhere_else() {
         let mut map = map();
-        map.insert(range(2, 2), RWX).unwrap();
+        map.insert(range(2, 2), Backing::Default, RWX).unwrap();
         assert!(map.lookup(Gpa(0x1fff)).is_none());
         assert!(map.lookup(Gpa(0x2000)).is_some() && map.lookup(Gpa(0x3fff)).is_some());
         assert!(map.lookup(Gpa(0x4000)).is_none());
@@ -222,18 +235,24 @@ mod tests {
     #[test]
     fn overlaps_and_addresses_outside_memory_are_refused() {
         let mut map = map();
-        map.insert(range(2, 4), RWX).unwrap();
+        map.insert(range(2, 4), Backing::Default, RWX).unwrap();
         for occupied in [range(0, 3), range(5, 1), range(3, 1), range(0, 10)] {
-            assert_eq!(map.insert(occupied, RWX), Err(SpaceError::Occupied(occupied)));
+            assert_eq!(
+                map.insert(occupied, Backing::Default, RWX),
+                Err(SpaceError::Occupied(occupied))
+            );
         }
         let outside = range(255, 2);
-        assert_eq!(map.insert(outside, RWX), Err(SpaceError::OutsideMemory(outside)));
+        assert_eq!(
+            map.insert(outside, Backing::Default, RWX),
+            Err(SpaceError::OutsideMemory(outside))
+        );
     }
 
     #[test]
     fn a_change_in_the_middle_splits_and_the_opposite_change_joins_again() {
         let mut map = map();
-        map.insert(range(0, 9), RWX).unwrap();
+        map.insert(range(0, 9), Backing::Default, RWX).unwrap();
         map.change(range(3, 3), |entry| entry.protection = READ).unwrap();
         assert_eq!(map.len(), 3);
         assert_eq!(map.lookup(Gpa(0x3000)).unwrap().protection, READ);
@@ -246,8 +265,8 @@ mod tests {
     #[test]
     fn removing_a_hole_or_something_wired_changes_nothing() {
         let mut map = map();
-        map.insert(range(0, 4), RWX).unwrap();
-        map.insert(range(5, 4), RWX).unwrap();
+        map.insert(range(0, 4), Backing::Default, RWX).unwrap();
+        map.insert(range(5, 4), Backing::Default, RWX).unwrap();
         assert_eq!(map.remove(range(3, 3)), Err(SpaceError::NotMapped(range(3, 3))));
         map.change(range(6, 1), |entry| entry.wired = true).unwrap();
         let refused = map.remove(range(5, 4));
@@ -258,10 +277,21 @@ mod tests {
     #[test]
     fn removing_the_middle_leaves_both_ends() {
         let mut map = map();
-        map.insert(range(0, 9), RWX).unwrap();
+        map.insert(range(0, 9), Backing::Default, RWX).unwrap();
         map.remove(range(4, 1)).unwrap();
         assert!(map.covers(range(0, 4)) && map.covers(range(5, 4)) && !map.covers(range(4, 1)));
-        map.insert(range(4, 1), RWX).unwrap();
+        map.insert(range(4, 1), Backing::Default, RWX).unwrap();
         assert_eq!(map.len(), 1);
+    }
+
+    #[test]
+    fn device_memory_is_an_entry_of_its_own_beside_memory_with_the_same_rights() {
+        let mut map = map();
+        map.insert(range(0, 4), Backing::Default, RWX).unwrap();
+        map.insert(range(4, 2), Backing::Sg, RWX).unwrap();
+        map.insert(range(6, 2), Backing::Sg, RWX).unwrap();
+        assert_eq!(map.len(), 2, "neighbours that look alike are joined, these are not alike");
+        assert_eq!(map.devices(range(0, 5)).collect::<Vec<_>>(), [range(4, 1)]);
+        assert_eq!(map.devices(range(0, 4)).count(), 0);
     }
 }

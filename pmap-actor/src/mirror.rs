@@ -11,7 +11,8 @@
 use std::io;
 use std::sync::Arc;
 
-use actors::{Access, GpaRange};
+use actors::contract::device::ScatterList;
+use actors::{Access, GpaRange, Protection};
 
 use crate::host::huge::NotHuge;
 use crate::host::memory::GuestMemory;
@@ -126,6 +127,33 @@ pub trait Mirror {
     ///
     /// As for [`Mirror::promote`].
     fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge>;
+
+    /// Shows a device's memory in `range`, of which nothing exists: from now on it is there for good, and none of
+    /// the calls above is about it.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal; nothing has changed then.
+    fn map_device(
+        &mut self,
+        range: GpaRange,
+        memory: &ScatterList,
+        protection: Protection,
+    ) -> io::Result<()>;
+
+    /// Takes a device's memory out of the guest's reach, as [`Mirror::unmap`] does pages.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn unmap_device(&mut self, range: GpaRange) -> io::Result<()>;
+
+    /// Nobody can still use what [`Mirror::unmap_device`] took away: memory may be there again.
+    ///
+    /// # Errors
+    ///
+    /// The host's refusal.
+    fn free_device(&mut self, range: GpaRange) -> io::Result<()>;
 }
 
 /// Beside an engine that walks our tables: nothing to keep in step, and nobody who sleeps in
@@ -205,5 +233,28 @@ impl Mirror for SoftMirror {
                 Ok(MappedHuge::Refused(NotHuge::of(&error)))
             }
         }
+    }
+
+    fn map_device(
+        &mut self,
+        range: GpaRange,
+        memory: &ScatterList,
+        protection: Protection,
+    ) -> io::Result<()> {
+        let shown = self.memory.show_device(range, memory, protection);
+        if shown.is_err() {
+            self.free_device(range)?;
+        }
+        shown
+    }
+
+    /// The device stays in the guest view: a processor may use it until it was knocked on.
+    fn unmap_device(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn free_device(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.show_memory(range)?;
+        self.memory.set_view_access(range, true)
     }
 }

@@ -31,13 +31,16 @@
 //! but who sets the bits.
 //!
 //! The rooms: `vmspace/fault.rs`, `ranges.rs` (map, unmap, forget, protect), `holds.rs` (hold, wire), `harvest.rs`
-//! (harvest, dirty epochs, advice), `superpages.rs`, `reclaim.rs` (out), `arrivals.rs` (in).
+//! (harvest, dirty epochs, advice), `superpages.rs`, `reclaim.rs` (out), `arrivals.rs` (in), `device.rs` (memory of a
+//! device), `passthru.rs` (devices that reach memory themselves).
 
 mod arrivals;
 mod compare;
+mod device;
 mod fault;
 mod harvest;
 mod holds;
+mod passthru;
 mod ranges;
 mod reclaim;
 mod superpages;
@@ -53,6 +56,7 @@ use crate::content::{Content, OutTicket, StoreLimits};
 use crate::ept::masks::{PmapFlags, PmapType};
 use crate::ept::tables::{TableFrame, Tables};
 use crate::host::memory::GuestMemory;
+use crate::iommu::IommuDomain;
 use crate::map::VmMap;
 use crate::mirror::Mirror;
 use crate::pmap::{Effects, Harvest, Pmap};
@@ -95,6 +99,8 @@ pub struct VmSpace<M> {
     harvests: harvest::Counted,
     blocks: superpages::Counted,
     cooling: superpages::Cooling,
+    /// Only of a guest with a passthru device.
+    domain: Option<IommuDomain>,
 }
 
 /// What an operation took away. Only the shootdown's end makes it free.
@@ -105,6 +111,8 @@ pub struct Removed {
     frames: Vec<GpaRange>,
     /// Ranges whose contents nobody wanted; somebody may have come back for them meanwhile.
     unwanted: Vec<GpaRange>,
+    /// Ranges that show a device's memory no more.
+    devices: Vec<GpaRange>,
     /// Pages that leave memory, by pageout.
     leaving: Vec<(OutTicket, Vec<u64>)>,
     /// Table pages nobody points at any more.
@@ -130,6 +138,7 @@ impl Removed {
     pub fn join(&mut self, mut other: Self) {
         self.frames.append(&mut other.frames);
         self.unwanted.append(&mut other.unwanted);
+        self.devices.append(&mut other.devices);
         self.leaving.append(&mut other.leaving);
         self.tables.append(&mut other.tables);
         self.translations += other.translations;
@@ -189,6 +198,7 @@ impl<M: Mirror> VmSpace<M> {
             harvests: harvest::Counted::default(),
             blocks: superpages::Counted::default(),
             cooling: superpages::Cooling::default(),
+            domain: None,
             memory,
         }
     }
@@ -332,6 +342,11 @@ impl<M: Mirror> VmSpace<M> {
             self.free_pages(&pages)?;
             pages.into_iter().for_each(|page| self.content.forget(page));
         }
+        for range in removed.devices {
+            self.mirror
+                .free_device(range)
+                .map_err(|error| host("end the mapping of a device's memory", &error))?;
+        }
         for (ticket, pages) in removed.leaving {
             let freed = self.content.unreachable(ticket, &pages);
             self.free_pages(&freed)?;
@@ -352,7 +367,8 @@ impl<M: Mirror> VmSpace<M> {
         self.memory.gpa_of_frame(page * PAGE_SIZE).expect("a page lies in memory")
     }
 
-    /// The frame that `gpa` translates to now (FreeBSD's `pmap_extract`).
+    /// The frame that `gpa` translates to now (FreeBSD's `pmap_extract`). Of device memory: where it is in the guest
+    /// view, at an offset of which the memory object has nothing.
     #[must_use]
     pub fn extract(&self, gpa: Gpa) -> Option<u64> {
         let leaf = self.guest.tables().leaf(gpa)?;

@@ -9,6 +9,7 @@
 
 use tokio::sync::oneshot;
 
+use crate::contract::device::{DmaMapping, NoPassthru, PassthruDevice, ScatterList};
 use crate::contract::page::{
     Advice, DirtyConsumer, DirtyEpoch, Harvest, PageState, PagedOut, PmapTally, ReclaimTally,
     Resized, Settled, Touch, WorkingSetSample,
@@ -64,6 +65,25 @@ pub enum SpaceError {
         "guest-physical {0} cannot be paged out: the machine has neither a swap file nor a limit on memory"
     )]
     NoStore(GpaRange),
+    /// Device memory has no contents of ours, and its translations stay.
+    #[error("guest-physical {range} is device memory, which cannot be {what}")]
+    Device {
+        /// Where; or what of the range asked for is.
+        range: GpaRange,
+        /// "forgotten", "protected", "wired", "held", "freed".
+        what: &'static str,
+    },
+    /// A device's memory does not go there.
+    #[error("device memory cannot be mapped at guest-physical {range}: {why}")]
+    BadDevice {
+        /// Where.
+        range: GpaRange,
+        /// Why not.
+        why: String,
+    },
+    /// Not with, or not without, a passthru device.
+    #[error(transparent)]
+    Passthru(#[from] NoPassthru),
     /// A consumer of dirty pages that does not exist, or an epoch that it does not have.
     #[error("{0}")]
     NoEpoch(String),
@@ -82,6 +102,31 @@ pub enum SpaceRequest {
         range: GpaRange,
         /// What the guest may do with it.
         protection: Protection,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "The guest sees this memory of a device here from now on", uncacheable and at once.
+    MapDevice {
+        /// Where; inside the guest's memory, not mapped, as long as `memory`.
+        range: GpaRange,
+        /// What it is to see.
+        memory: ScatterList,
+        /// What it may do with it: not execute.
+        protection: Protection,
+        /// Answer.
+        reply: Reply<()>,
+    },
+    /// "This device reaches the guest's memory from now on." The first one has all of it wired.
+    AssignPassthru {
+        /// Which.
+        device: PassthruDevice,
+        /// Answer: what its IOMMU is to translate.
+        reply: Reply<Vec<DmaMapping>>,
+    },
+    /// "This device does not reach the guest's memory any more." The last one has it unwired.
+    UnassignPassthru {
+        /// Which.
+        device: PassthruDevice,
         /// Answer.
         reply: Reply<()>,
     },

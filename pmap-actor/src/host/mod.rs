@@ -2,6 +2,7 @@
 //! the host says of its own mapping.
 
 mod blocks;
+mod device_view;
 pub mod huge;
 pub mod memory;
 pub mod pagemap;

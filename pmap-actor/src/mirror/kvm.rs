@@ -21,7 +21,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use actors::{Access, Gpa, GpaRange, PAGE_SIZE};
+use actors::contract::device::ScatterList;
+use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use super::{MappedHuge, Mirror, Promoted};
 use crate::host::huge::{HUGE, HugePages, HugeSupport, NoHugePages, NotHuge};
@@ -397,6 +398,34 @@ impl Mirror for KvmMirror {
                 MappedHuge::Small(why)
             }
         })
+    }
+
+    /// The kernel serves first touches there by itself, from the device: userfaultfd does not watch it.
+    fn map_device(
+        &mut self,
+        range: GpaRange,
+        memory: &ScatterList,
+        protection: Protection,
+    ) -> io::Result<()> {
+        let shown = self.memory.show_device(range, memory, protection);
+        if shown.is_err() {
+            self.unmap_device(range)?;
+        }
+        // Whoever came here before there was anything.
+        self.wake(range)?;
+        shown
+    }
+
+    /// Memory again, and none of it in reach before it is watched: else the kernel would serve a first touch with
+    /// zeroes that we know nothing of. A touch in between fails, as it is about to anyway.
+    fn unmap_device(&mut self, range: GpaRange) -> io::Result<()> {
+        self.memory.show_memory(range)?;
+        self.userfault.register(self.address(range), range.len())?;
+        self.memory.set_view_access(range, true)
+    }
+
+    fn free_device(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -62,6 +62,16 @@ impl<M: Mirror> SpaceActor<M> {
             SpaceRequest::Map { range, protection, reply } => {
                 answer(reply, self.space.map(range, protection));
             }
+            SpaceRequest::MapDevice { range, memory, protection, reply } => {
+                answer(reply, self.space.map_device(range, &memory, protection));
+            }
+            SpaceRequest::AssignPassthru { device, reply } => {
+                let pulse = &self.pulse;
+                answer(reply, self.space.assign_passthru(device, || pulse.beat()));
+            }
+            SpaceRequest::UnassignPassthru { device, reply } => {
+                answer(reply, self.space.unassign_passthru(device));
+            }
             SpaceRequest::Wire { range, reply } => {
                 let pulse = &self.pulse;
                 let wired = self.space.wire(range, || pulse.beat());
@@ -82,7 +92,7 @@ impl<M: Mirror> SpaceActor<M> {
                 }
             }
             SpaceRequest::BeginDirty { reply } => {
-                answer(reply, self.can_watch_stores().map(|()| self.space.begin_dirty()));
+                answer(reply, self.can_watch_stores().and_then(|()| self.space.begin_dirty()));
             }
             SpaceRequest::SettleDirty { consumer, number, how, reply } => {
                 answer(reply, self.space.settle_dirty(consumer, number, how));

@@ -7,7 +7,7 @@ use actors::{Access, Gpa, GpaRange, PAGE_SIZE, PageSize, Protection};
 use super::{Told, VmSpace};
 use crate::ept::attribute::Attribute;
 use crate::host::userfault::Installed;
-use crate::map::MapEntry;
+use crate::map::{Backing, MapEntry};
 use crate::mirror::Mirror;
 use crate::object::{Kept, Page, Stored};
 use crate::pmap::Wanted;
@@ -96,6 +96,11 @@ impl<M: Mirror> VmSpace<M> {
         }
         if !entry.protection.contains(access.needs()) {
             return Err(Unserved::Forbidden);
+        }
+        if entry.backing == Backing::Sg {
+            // All of it was mapped at once, with all its rights: a report from before that.
+            self.mirror.wake(GpaRange::page_of(gpa))?;
+            return Ok(Outcome::Served(Served::AlreadyThere));
         }
         if self.guest.leaf(gpa).is_some() {
             let served = self.fault_on_leaf(gpa, access, &entry)?;

@@ -8,6 +8,7 @@ use actors::pages::PageSet;
 use actors::{Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use super::{Removed, Told, VmSpace};
+use crate::map::Backing;
 use crate::mirror::Mirror;
 use crate::object::{Kept, Page, Stored};
 use crate::pmap::{Advice as PmapAdvice, Ageing, Harvest, What};
@@ -54,13 +55,16 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// # Errors
     ///
-    /// Not wholly mapped, or the host's refusal.
+    /// Not wholly mapped, stores by a passthru device that nobody sees, or the host's refusal.
     pub fn harvest(
         &mut self,
         range: GpaRange,
         what: Touch,
     ) -> Result<(Removed, Harvested), SpaceError> {
         self.map.must_cover(range)?;
+        if what.contains(Touch::MODIFIED) {
+            self.must_see_stores()?;
+        }
         let pages = self.content.len();
         let mut found = Harvested {
             accessed: PageSet::new(pages),
@@ -159,12 +163,17 @@ impl<M: Mirror> VmSpace<M> {
     }
 
     /// Begins to count stores for somebody, to whom every page that is not absent is news.
-    pub fn begin_dirty(&mut self) -> DirtyConsumer {
+    ///
+    /// # Errors
+    ///
+    /// There is a passthru device, whose stores nobody sees.
+    pub fn begin_dirty(&mut self) -> Result<DirtyConsumer, SpaceError> {
+        self.must_see_stores()?;
         let mut already = PageSet::new(self.content.len());
         for page in (0..self.content.len()).filter(|page| self.content.get(*page) != Page::Absent) {
             already.insert(page);
         }
-        self.content.epochs.begin(already)
+        Ok(self.content.epochs.begin(already))
     }
 
     /// The first half of taking an epoch: what is in the tables goes to the consumers. The shootdown comes in between.
@@ -216,7 +225,7 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// # Errors
     ///
-    /// Not wholly mapped; wired or held, when its contents are to go; or the host's refusal.
+    /// Not wholly mapped; wired, held or device memory, when its contents are to go; or the host's refusal.
     pub fn advise(&mut self, range: GpaRange, advice: Advice) -> Result<Removed, SpaceError> {
         self.map.must_cover(range)?;
         match advice {
@@ -236,6 +245,7 @@ impl<M: Mirror> VmSpace<M> {
                 self.follow(effects)
             }
             Advice::Free => {
+                self.must_be_memory(range, "freed")?;
                 if self.is_held(range) {
                     return Err(SpaceError::WrongState { range, state: "held" });
                 }
@@ -266,7 +276,9 @@ impl<M: Mirror> VmSpace<M> {
         let monitor = self.monitor.mincore(Gpa(number * PAGE_SIZE));
         let entry = self.map.lookup(at);
         let modified = [guest, monitor].iter().flatten().any(|found| found.modified);
+        let is_device = entry.is_some_and(|entry| entry.backing == Backing::Sg);
         let place = match self.content.get(number) {
+            _ if is_device => Place::Device,
             Page::Absent => Place::Absent,
             Page::Resident(kept) => Place::Resident { dirty: kept == Kept::Nothing || modified },
             Page::Leaving(_) => Place::Leaving,

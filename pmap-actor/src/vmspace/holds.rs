@@ -29,11 +29,12 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// # Errors
     ///
-    /// Not wholly mapped, or the host has no memory for it; what was wired so far is
+    /// Not wholly mapped, device memory, or the host has no memory for it; what was wired so far is
     /// unwired again.
     pub fn wire(&mut self, range: GpaRange, mut beat: impl FnMut()) -> Result<Done, SpaceError> {
         const AT_ONCE: u64 = 16 << 20;
         self.map.must_cover(range)?;
+        self.must_be_memory(range, "wired")?;
         if !self.bring_in_all(range)? {
             return Ok(Done::Waits);
         }
@@ -97,9 +98,10 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// # Errors
     ///
-    /// Some of it is not wired, or the host's refusal.
+    /// Some of it is not wired, a passthru device needs it to be, or the host's refusal.
     pub fn unwire(&mut self, range: GpaRange) -> Result<(), SpaceError> {
         self.map.must_cover(range)?;
+        self.may_change(range)?;
         if !self.map.overlapping(range).all(|entry| entry.wired) {
             return Err(SpaceError::WrongState { range, state: "not wired" });
         }
@@ -127,10 +129,12 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// # Errors
     ///
-    /// Not wholly mapped, not allowed, or the host has no memory; nothing is held then.
+    /// Not wholly mapped, not allowed, device memory, or the host has no memory; nothing is held then.
     pub fn hold(&mut self, ranges: &[GpaRange], access: Protection) -> Result<Done, SpaceError> {
         for &range in ranges {
             self.map.must_cover(range)?;
+            // It is not in the backing view. bhyve's `vm_gpa_hold` knows only memory, too.
+            self.must_be_memory(range, "held")?;
             if let Some(entry) =
                 self.map.overlapping(range).find(|entry| !entry.protection.contains(access))
             {

@@ -4,6 +4,7 @@ use actors::contract::space::SpaceError;
 use actors::{GpaRange, Protection};
 
 use super::{Removed, Told, VmSpace, host};
+use crate::map::Backing;
 use crate::mirror::Mirror;
 use crate::object::Page;
 
@@ -12,14 +13,15 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// # Errors
     ///
-    /// Outside memory, occupied, or the host refuses to admit what was refused before.
+    /// Outside memory, occupied, a passthru device that would not see it, or the host refuses to admit what was refused before.
     pub fn map(&mut self, range: GpaRange, protection: Protection) -> Result<(), SpaceError> {
-        self.map.insert(range, protection)?;
+        self.may_change(range)?;
+        self.map.insert(range, Backing::Default, protection)?;
         self.admit(range)
     }
 
     /// Whoever touches a page of `range` that was refused is judged anew.
-    fn admit(&mut self, range: GpaRange) -> Result<(), SpaceError> {
+    pub(super) fn admit(&mut self, range: GpaRange) -> Result<(), SpaceError> {
         let refused = std::mem::take(&mut self.refused);
         let (admit, keep): (Vec<_>, Vec<_>) =
             refused.into_iter().partition(|page| range.covers(*page));
@@ -41,8 +43,10 @@ impl<M: Mirror> VmSpace<M> {
         if self.is_held(range) {
             return Err(SpaceError::WrongState { range, state: "held" });
         }
+        let devices: Vec<_> = self.map.devices(range).collect();
         self.map.remove(range)?;
-        let mut removed = self.remove_translations(range)?;
+        let mut removed = self.remove_devices(devices)?;
+        removed.join(self.remove_translations(range)?);
         if self.become_zeroes(range) {
             removed.frames.push(range);
         }
@@ -66,9 +70,10 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// # Errors
     ///
-    /// Not wholly mapped, or wired, or the host's refusal.
+    /// Not wholly mapped, or wired, or device memory, or the host's refusal.
     pub fn forget(&mut self, range: GpaRange) -> Result<Removed, SpaceError> {
         self.map.must_cover(range)?;
+        self.must_be_memory(range, "forgotten")?;
         if self.map.overlapping(range).any(|entry| entry.wired) {
             return Err(SpaceError::WrongState { range, state: "wired" });
         }
@@ -95,12 +100,15 @@ impl<M: Mirror> VmSpace<M> {
     ///
     /// # Errors
     ///
-    /// Not wholly mapped, wired (when access is lost altogether), or the host's refusal.
+    /// Not wholly mapped, wired (when access is lost altogether), device memory, in a passthru device's reach, or the
+    /// host's refusal.
     pub fn protect(
         &mut self,
         range: GpaRange,
         protection: Protection,
     ) -> Result<Removed, SpaceError> {
+        self.must_be_memory(range, "protected")?;
+        self.may_change(range)?;
         let readable = protection.contains(Protection::READ);
         if !readable && self.map.overlapping(range).any(|entry| entry.wired) {
             return Err(SpaceError::WrongState { range, state: "wired" });

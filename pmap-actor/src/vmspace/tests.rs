@@ -2,11 +2,14 @@
 //! as the model says, in our tables and in the host mapping alike; or, where an engine walks
 //! the tables itself, for a walker in either layout.
 
+mod device;
 mod found;
 mod model;
+mod passthru;
 
 use std::collections::BTreeMap;
 
+use actors::contract::device::ScatterList;
 use actors::contract::page::Touch;
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use vm_memory::{Bytes, GuestAddress};
@@ -22,10 +25,15 @@ struct ScriptedMirror {
     memory: Arc<GuestMemory>,
     pages: BTreeMap<u64, bool>,
     refused: Vec<GpaRange>,
+    /// Where the host has no memory.
+    broken: Option<Gpa>,
 }
 
 impl ScriptedMirror {
     fn put(&mut self, range: GpaRange, writable: bool) -> io::Result<Installed> {
+        if self.broken.is_some_and(|broken| range.contains(broken)) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         let mut done = 0;
         for page in range.iter_pages() {
             if self.pages.contains_key(&page.0) {
@@ -86,6 +94,22 @@ impl Mirror for ScriptedMirror {
     fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge> {
         self.put(block, true).map(|_| MappedHuge::Huge)
     }
+    fn map_device(
+        &mut self,
+        range: GpaRange,
+        memory: &ScatterList,
+        protection: Protection,
+    ) -> io::Result<()> {
+        self.memory.show_device(range, memory, protection)?;
+        self.put(range, protection.contains(Protection::WRITE)).map(drop)
+    }
+    fn unmap_device(&mut self, range: GpaRange) -> io::Result<()> {
+        self.unmap(range)?;
+        SoftMirror::new(self.memory.clone()).free_device(range)
+    }
+    fn free_device(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 const PAGES: u64 = 64;
@@ -122,8 +146,12 @@ fn fault<M: Mirror>(space: &mut VmSpace<M>, gpa: Gpa, access: Access) -> Result<
 
 fn space(around: u64) -> VmSpace<ScriptedMirror> {
     let memory = memory();
-    let mirror =
-        ScriptedMirror { memory: memory.clone(), pages: BTreeMap::new(), refused: Vec::new() };
+    let mirror = ScriptedMirror {
+        memory: memory.clone(),
+        pages: BTreeMap::new(),
+        refused: Vec::new(),
+        broken: None,
+    };
     VmSpace::new(memory, settings(PmapFlags::EMULATE_AD_BITS, around), mirror)
 }
 
@@ -255,7 +283,7 @@ fn a_fault_sets_the_emulated_bits_that_a_harvest_cleared() {
     let mut space = soft(PmapFlags::EMULATE_AD_BITS);
     space.map(range(0, 1), Protection::READ | Protection::WRITE).unwrap();
     fault(&mut space, Gpa(0), Access::Write).unwrap();
-    let consumer = space.begin_dirty();
+    let consumer = space.begin_dirty().unwrap();
     let view = space.tables().view();
     let (removed, found) = space.harvest(range(0, 1), Touch::all()).unwrap();
     assert_eq!((found.accessed.count(), found.modified.count(), removed.translations()), (1, 1, 1));

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use actors::contract::device::Segment;
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -353,4 +354,53 @@ fn whoever_sleeps_in_a_fresh_block_goes_on() {
         assert_eq!(sleeper.join().unwrap(), [0; 8]);
     });
     assert!(!host.mirror.userfault.has_fault());
+}
+
+#[test]
+fn a_device_s_memory_is_the_kernel_s_business_and_what_follows_it_is_watched_again() {
+    let Some(mut host) = Host::with_a_block() else { return };
+    let device = tempfile::tempfile().unwrap();
+    device.write_all_at(&77u64.to_ne_bytes(), PAGE_SIZE).unwrap();
+    device.set_len(3 * PAGE_SIZE).unwrap();
+    let segments = vec![Segment { offset: PAGE_SIZE, len: 2 * PAGE_SIZE }];
+    let list = ScatterList::new(Arc::new(device), segments).unwrap();
+    let (place, rw) = (pages(4, 2), Protection::READ | Protection::WRITE);
+    host.mirror.unmap(place).unwrap();
+    host.mirror.free(place).unwrap();
+    host.mirror.map_device(place, &list, rw).unwrap();
+    // Nobody faults there, and both see the same bytes.
+    assert_eq!(host.load(place.start()), Some(77));
+    assert!(host.store(Gpa(place.start().0 + PAGE_SIZE), 78));
+    let mut word = [0; 8];
+    list.file().read_exact_at(&mut word, 2 * PAGE_SIZE).unwrap();
+    assert_eq!(u64::from_ne_bytes(word), 78);
+    assert_eq!(host.load(page(3).start()), Some(3));
+    assert_eq!(host.load(page(6).start()), Some(6));
+    let memory = host.memory.resident_bytes().unwrap();
+    assert_eq!(memory, HUGE - place.len(), "the object has nothing there");
+
+    host.mirror.unmap_device(place).unwrap();
+    host.mirror.free_device(place).unwrap();
+    for at in place.iter_pages() {
+        assert_eq!(host.load(at), None, "a first touch is a fault again");
+        assert!(!host.store(at, 1));
+    }
+    assert_eq!(host.mirror.map_zeroed(place).unwrap(), Installed::Bytes(place.len()));
+    assert_eq!(host.load(place.start()), Some(0));
+}
+
+#[test]
+fn a_device_s_memory_that_the_host_does_not_map_leaves_memory_that_is_watched() {
+    let Some(mut host) = Host::new() else { return };
+    let read_only = Arc::new(File::open("/proc/self/exe").unwrap());
+    let segments = vec![Segment { offset: 0, len: 2 * PAGE_SIZE }];
+    let list = ScatterList::new(read_only, segments).unwrap();
+    let place = pages(4, 2);
+    let rw = Protection::READ | Protection::WRITE;
+    host.mirror.map_device(place, &list, rw).unwrap_err();
+    for at in place.iter_pages() {
+        assert_eq!(host.load(at), None);
+    }
+    assert_eq!(host.mirror.map_zeroed(place).unwrap(), Installed::Bytes(place.len()));
+    assert_eq!(host.load(place.start()), Some(0));
 }

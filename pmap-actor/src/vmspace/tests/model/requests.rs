@@ -59,7 +59,7 @@ impl<M: Watched> Bench<M> {
             Step::Begin => {
                 if self.consumers.len() < 3 {
                     self.consumers.push(Consumer {
-                        id: self.space.begin_dirty(),
+                        id: self.space.begin_dirty().unwrap(),
                         // Whatever there is is news.
                         pending: (0..PAGES)
                             .filter(|page| {

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 
-use actors::{Access, Gpa, GpaRange, PAGE_SIZE};
+use actors::contract::device::ScatterList;
+use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use crate::ept::tables::BLOCK;
 use crate::ept::view::Translation;
@@ -186,5 +187,27 @@ impl Mirror for Scripted {
         self.memory.populate_for_walkers(block)?;
         self.pages.extend(block.iter_pages().map(|page| (page.0, true)));
         Ok(answer)
+    }
+
+    fn map_device(
+        &mut self,
+        range: GpaRange,
+        memory: &ScatterList,
+        protection: Protection,
+    ) -> io::Result<()> {
+        assert!(!self.has_any(range), "a page of {range} is mapped already");
+        self.memory.show_device(range, memory, protection)?;
+        let writable = protection.contains(Protection::WRITE);
+        self.pages.extend(range.iter_pages().map(|page| (page.0, writable)));
+        Ok(())
+    }
+
+    fn unmap_device(&mut self, range: GpaRange) -> io::Result<()> {
+        self.unmap(range)?;
+        SoftMirror::new(self.memory.clone()).free_device(range)
+    }
+
+    fn free_device(&mut self, _range: GpaRange) -> io::Result<()> {
+        Ok(())
     }
 }
