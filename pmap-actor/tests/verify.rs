@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use actors::contract::device::{PassthruDevice, ScatterList, Segment};
 use actors::contract::page::Touch;
 use actors::contract::space::{FaultOrigin, NestedFault, SpaceError};
 use actors::layout::{LOWMEM_LIMIT, MemoryLayout};
@@ -19,6 +20,7 @@ use shootdown::Domain;
 const BLOCK: u64 = 512;
 const PAGES: u64 = 3 * BLOCK;
 const RWX: Protection = Protection::all();
+const RW: Protection = Protection::READ.union(Protection::WRITE);
 const RX: Protection = Protection::READ.union(Protection::EXECUTE);
 const STEPS: u64 = 400;
 
@@ -66,6 +68,14 @@ impl Numbers {
     }
 }
 
+/// As much memory of a device as that.
+fn device(range: GpaRange) -> ScatterList {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(range.len()).unwrap();
+    let all = Segment { offset: 0, len: range.len() };
+    ScatterList::new(Arc::new(file), vec![all]).unwrap()
+}
+
 fn touch(space: &SpaceHandle, page: u64, access: Access) -> Result<(), SpaceError> {
     let origin = FaultOrigin { gva: None, is_table_walk: false, rip: 0, cr3: 0 };
     space.fault(NestedFault { vcpu: VcpuId(0), gpa: Gpa(page * PAGE_SIZE), access, origin })
@@ -75,7 +85,7 @@ fn touch(space: &SpaceHandle, page: u64, access: Access) -> Result<(), SpaceErro
 fn step(space: &SpaceHandle, numbers: &mut Numbers) -> String {
     let range = numbers.range();
     let first = range.start().0 / PAGE_SIZE;
-    match numbers.below(11) {
+    match numbers.below(13) {
         0..=2 => {
             // What userfaultfd can report.
             let access = [Access::Read, Access::Write][usize::from(numbers.below(2) == 1)];
@@ -93,6 +103,23 @@ fn step(space: &SpaceHandle, numbers: &mut Numbers) -> String {
         7 => format!("protect {range} no more: {:?}", space.protect(range, RWX)),
         8 => format!("harvest {range}: {:?}", space.harvest(range, Touch::all()).is_ok()),
         9 => format!("demote {range}: {:?}", space.demote(range)),
+        10 => {
+            let gone = space.unmap(range);
+            let device = space.map_device(range, device(range), RW);
+            format!("unmap {range} and show a device there: {gone:?}, {device:?}")
+        }
+        11 => {
+            let device = PassthruDevice { segment: 0, bus: 1, function: 0 };
+            let reached = space.assign_passthru(device);
+            let refused = space.protect(range, RX);
+            assert!(reached.is_err() || refused.is_err(), "memory changed meanwhile");
+            let verified = space.verify().unwrap();
+            assert!(verified.agrees(), "{verified}\nwith a passthru device");
+            let done = space.unassign_passthru(device);
+            format!(
+                "a passthru device: {reached:?}, protect {range} meanwhile: {refused:?}, {done:?}"
+            )
+        }
         _ => {
             let gone = space.unmap(range);
             let back = space.map(range, RWX);

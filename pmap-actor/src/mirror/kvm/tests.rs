@@ -392,9 +392,12 @@ fn a_device_s_memory_is_the_kernel_s_business_and_what_follows_it_is_watched_aga
 #[test]
 fn a_device_s_memory_that_the_host_does_not_map_leaves_memory_that_is_watched() {
     let Some(mut host) = Host::new() else { return };
-    let read_only = Arc::new(File::open("/proc/self/exe").unwrap());
-    let segments = vec![Segment { offset: 0, len: 2 * PAGE_SIZE }];
-    let list = ScatterList::new(read_only, segments).unwrap();
+    let device = tempfile::tempfile().unwrap();
+    device.set_len(PAGE_SIZE).unwrap();
+    // The first piece is mapped, the second lies where no file has anything.
+    let offsets = [0, (1 << 63) - PAGE_SIZE];
+    let segments = offsets.map(|offset| Segment { offset, len: PAGE_SIZE });
+    let list = ScatterList::new(Arc::new(device), segments.to_vec()).unwrap();
     let place = pages(4, 2);
     let rw = Protection::READ | Protection::WRITE;
     host.mirror.map_device(place, &list, rw).unwrap_err();
