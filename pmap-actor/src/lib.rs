@@ -12,7 +12,7 @@
 //!
 //! Reading order: `map.rs` (what should be) → `ept/` (bits and tables) → `pmap/` (every operation on
 //! them) → `object.rs`, `content.rs`, `swap/` (where contents are that are not in memory) → `vmspace.rs` (all of it
-//! together) → `mirror.rs` and `host/` (what the host is told) → `space_actor.rs` (who may
+//! together), `iommu.rs` (who else reaches it) → `mirror.rs` and `host/` (what the host is told) → `space_actor.rs` (who may
 //! ask what, and how removals wait for their shootdown).
 
 pub mod completed;

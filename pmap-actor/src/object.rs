@@ -19,6 +19,8 @@
 //!
 //! Anonymous memory is demand-zero (`OBJT_DEFAULT`) until its first pageout makes it swap-backed
 //! (`OBJT_SWAP`): here that is the state of each page, not a change of the object's type.
+//!
+//! Memory of a device (`OBJT_SG`, `vmspace/device.rs`) has no contents of ours: to these books its pages are absent for good.
 
 use crate::swap::Slot;
 

@@ -11,7 +11,8 @@
 //! The *guest view* is what the guest can reach: a page is mapped there when, and only
 //! when, our tables have a leaf for it. The *backing view* is what the loader, devices and
 //! the pmap itself use; what is written there is in the object whether or not the guest can
-//! reach it. A *frame* is an offset into the memfd.
+//! reach it. A *frame* is an offset into the memfd. (Where the guest view shows a device's memory instead, `device_view.rs`, the memfd has
+//! nothing at that offset.)
 //!
 //! The software engine walks the tables and reaches frames through the guest view, too
 //! ([`GuestMemory::host_of_frame`]). Nothing is registered there then, and nothing unmapped; it is aligned to 2 MiB, so that a
@@ -275,8 +276,9 @@ impl GuestMemory {
     /// For whoever dereferences the pointer:
     ///
     /// * It is valid for reads and writes of `bytes` bytes as long as this [`GuestMemory`]
-    ///   lives (hold an `Arc`), whatever the pmap does: the view is mapped once and never
-    ///   changed. Freeing a frame makes it read as zeroes; it does not unmap it.
+    ///   lives (hold an `Arc`), whatever the pmap does, for whoever still may use a translation that led here: parts of the
+    ///   view change between memory and a device's memory only while nobody may. Freeing a frame makes it read as
+    ///   zeroes; it does not unmap it.
     /// * The bytes are shared with everything that reaches the guest's memory: other vcpus,
     ///   devices, the loader. So no Rust reference to them may be made, and accesses must be
     ///   volatile or atomic, or be made by code that the compiler cannot see through.
