@@ -231,8 +231,9 @@ pub struct NonMaskable {
 
 /// One processor's state. Handlers change it; nobody else sees it while it runs.
 pub struct Cpu {
-    /// The sixteen registers, then [`slot`]s: what an address may be made of.
-    pub gpr: [u64; 32],
+    /// The sixteen registers, then [`slot`]s: what an address may be made of. The rest is never used: with as many
+    /// as a byte can number, no index has to be checked.
+    pub gpr: [u64; 256],
     /// The next instruction; true between two traces.
     pub rip: u64,
     /// The arithmetic flags.
@@ -335,7 +336,7 @@ impl Cpu {
     ) -> Self {
         let is_alone = code.processors() == 1;
         let mut cpu = Self {
-            gpr: [0; 32],
+            gpr: [0; 256],
             rip: 0xfff0,
             flags: Flags::from_bits(0),
             system_flags: 2,
@@ -394,7 +395,7 @@ impl Cpu {
     /// The state after INIT, which is that after power-on but for the floating-point and model-specific
     /// registers and the cache bits of CR0 (Intel SDM vol. 3, "Processor State After Reset").
     pub fn reset(&mut self) {
-        self.gpr = [0; 32];
+        self.gpr = [0; 256];
         self.gpr[reg::RDX] = 0x600;
         self.rip = 0xfff0;
         self.set_rflags(0);
@@ -421,18 +422,24 @@ impl Cpu {
 
     // ---- registers -----------------------------------------------------------------------
 
+    /// Where a register of `W` bytes is. Only bytes have names for a part of one that is not the lowest.
+    #[inline(always)]
+    fn slot<W: Width>(register: u8) -> u8 {
+        if W::BYTES == 1 { register & 31 } else { register }
+    }
+
     /// Reads a register of `W` bytes. For bytes, slots 32 to 35 are AH, CH, DH and BH.
     #[inline(always)]
     #[must_use]
     pub fn get<W: Width>(&self, register: u8) -> u64 {
-        let whole = self.gpr[usize::from(register & 31)];
+        let whole = self.gpr[usize::from(Self::slot::<W>(register))];
         if W::BYTES == 1 { whole >> (register >> 2 & 8) & 0xff } else { whole & W::MASK }
     }
 
     /// Writes a register: 32 bits clear the upper half, 8 and 16 leave the rest.
     #[inline(always)]
     pub fn set<W: Width>(&mut self, register: u8, value: u64) {
-        let whole = &mut self.gpr[usize::from(register & 31)];
+        let whole = &mut self.gpr[usize::from(Self::slot::<W>(register))];
         *whole = match W::BYTES {
             8 => value,
             4 => value & W::MASK,
@@ -495,8 +502,8 @@ impl Cpu {
     #[inline(always)]
     #[must_use]
     pub fn offset(&self, op: &Op) -> u64 {
-        let index = self.gpr[usize::from(op.index & 31)] << (op.scale & 3);
-        let sum = self.gpr[usize::from(op.base & 31)]
+        let index = self.gpr[usize::from(op.index)] << (op.scale & 3);
+        let sum = self.gpr[usize::from(op.base)]
             .wrapping_add(index)
             .wrapping_add(i64::from(op.disp).cast_unsigned());
         sum << (op.cut & 63) >> (op.cut & 63)
@@ -506,7 +513,7 @@ impl Cpu {
     #[inline(always)]
     #[must_use]
     pub fn based(&self, op: &Op, offset: u64) -> u64 {
-        self.gpr[usize::from(op.segment & 31)].wrapping_add(offset)
+        self.gpr[usize::from(op.segment)].wrapping_add(offset)
     }
 
     // ---- modes ---------------------------------------------------------------------------

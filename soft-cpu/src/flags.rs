@@ -99,6 +99,13 @@ impl Flags {
         self.keep_carry_of(Self { result: 0, carries: u32::from(carry) << 31 })
     }
 
+    /// Flags of which only CF is right: for when nobody asks for another before all are set again.
+    #[inline(always)]
+    #[must_use]
+    pub fn only_carry(self, carry: bool) -> Self {
+        Self { result: self.result, carries: u32::from(carry) << 31 }
+    }
+
     /// The same flags, but with the CF of `before`: OF stays.
     #[inline(always)]
     #[must_use]

@@ -8,7 +8,8 @@
 //! # How an instruction is done
 //!
 //! `run.rs` takes trace after trace from `trace_cache.rs`, which decodes (`lower/`) runs of instructions into 32-byte
-//! [`op::Op`]s once. A handler works on [`cpu::Cpu`]; memory goes through `access.rs`: a hit in the soft TLB
+//! [`op::Op`]s once, and refines them ([`lower::refine`]): a comparison and the branch that ends the trace become one, and
+//! flags that nobody can see are left out. A handler works on [`cpu::Cpu`]; memory goes through `access.rs`: a hit in the soft TLB
 //! (`tlb.rs`) and one machine instruction (`guest_memory.rs`), or else a walk of the guest's tables (`walk.rs`) and of ours
 //! (`nested_cache.rs`, [`SecondStage`]). What keeps an instruction from being done is an [`event::Event`]: an exception,
 //! which `system/` delivers, or a [`run::Stop`] for whoever owns the processor.

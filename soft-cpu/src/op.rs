@@ -41,7 +41,7 @@ pub struct Op {
     pub segment: u8,
     /// Bits to cut off an address: 0, 32 or 48.
     pub cut: u8,
-    /// Length in bytes: 1 to 15.
+    /// Length in bytes: 1 to 15, or that of two ([`crate::lower::refine`]).
     pub len: u8,
 }
 

@@ -15,18 +15,53 @@ use crate::surroundings::Surroundings;
 use crate::system::Undelivered;
 use crate::trace_cache::{Trace, TraceCache};
 
-/// Traces between two looks at the clock: some 20 us.
-const TRACES_PER_LOOK: u32 = 512;
-
-/// Traces between two looks at what other processors decoded; divides the above.
+/// Traces between two looks at what other processors decoded.
 const TRACES_PER_GLANCE: u32 = 8;
 
-/// How many of `ops` come before `op`, one of them. Not inlined, or the loop would count as it goes.
-#[cold]
-#[inline(never)]
+/// Such looks between two at the clock: 512 traces, some 20 us.
+const GLANCES_PER_LOOK: u32 = 64;
+
+/// How many of `ops` come before `op`, one of them.
 fn count_before(ops: &[Op], op: &Op) -> u64 {
     let bytes = std::ptr::from_ref(op).addr() - ops.as_ptr().addr();
     (bytes / size_of::<Op>()) as u64
+}
+
+/// Carries out `trace`, whose records are `ops`. Fails with the address of the instruction that was not done.
+#[inline(always)]
+fn carry_out(cpu: &mut Cpu, ops: &[Op], trace: &Trace, own_frame: u32) -> Result<(), u64> {
+    let retires = trace.retires;
+    cpu.gpr[usize::from(slot::RIP)] = cpu.rip;
+    cpu.own_frame = own_frame;
+    // Counted beforehand: no instruction reads it, and the loop has one thing less to keep.
+    cpu.retired = cpu.retired.wrapping_add(u64::from(retires));
+    let mut rest = ops;
+    loop {
+        // Several places to call from: a processor guesses better where a call leads when it is not always the same one.
+        macro_rules! one_more {
+            () => {
+                let [op, others @ ..] = rest else { return Ok(()) };
+                if (op.run)(cpu, op).is_err() {
+                    return Err(give_back(cpu, ops, op, retires));
+                }
+                rest = others;
+            };
+        }
+        one_more!();
+        one_more!();
+        one_more!();
+        one_more!();
+    }
+}
+
+/// `op` and what follows it was not done: not retired either. The address of `op`.
+#[cold]
+#[inline(never)]
+fn give_back(cpu: &mut Cpu, ops: &[Op], op: &Op, retires: u16) -> u64 {
+    // Before it each record is one instruction: a pair comes last.
+    let undone = u64::from(retires).wrapping_sub(count_before(ops, op));
+    cpu.retired = cpu.retired.wrapping_sub(undone);
+    cpu.gpr[usize::from(slot::RIP)].wrapping_add(u64::from(op.offset))
 }
 
 /// Why [`Processor::run`] came back.
@@ -160,28 +195,28 @@ impl Processor {
     }
 
     fn run_inside(&mut self, knock: &AtomicU8) -> Stop {
-        let mut traces_left = TRACES_PER_LOOK;
+        let mut glances_left = GLANCES_PER_LOOK;
         // What came while the processor was out.
         self.cpu.attend |= attend::INTERRUPT;
         loop {
-            // Relaxed: the signal of a knock orders nothing but itself; what it announces is read after leaving.
-            if knock.load(Ordering::Relaxed) != 0 {
-                return Stop::Knocked;
-            }
-            traces_left -= 1;
-            if traces_left.is_multiple_of(TRACES_PER_GLANCE) {
-                if self.cpu.code.is_behind() {
-                    self.cpu.writes.flush();
-                    self.cpu.code.catch_up();
+            for _ in 0..TRACES_PER_GLANCE {
+                // Relaxed: the signal of a knock orders nothing but itself; what it announces is read after leaving.
+                if knock.load(Ordering::Relaxed) != 0 {
+                    return Stop::Knocked;
                 }
-                if traces_left == 0 {
-                    traces_left = TRACES_PER_LOOK;
-                    self.cpu.attend |= attend::INTERRUPT;
+                let stop = if self.cpu.attend == 0 { self.step() } else { self.attend_and_step() };
+                if let Some(stop) = stop {
+                    return stop;
                 }
             }
-            let stop = if self.cpu.attend == 0 { self.step() } else { self.attend_and_step() };
-            if let Some(stop) = stop {
-                return stop;
+            if self.cpu.code.is_behind() {
+                self.cpu.writes.flush();
+                self.cpu.code.catch_up();
+            }
+            glances_left -= 1;
+            if glances_left == 0 {
+                glances_left = GLANCES_PER_LOOK;
+                self.cpu.attend |= attend::INTERRUPT;
             }
         }
     }
@@ -199,7 +234,7 @@ impl Processor {
     /// One instruction, or a trace whose translations are all checked: nothing that was found before is used.
     #[cold]
     #[inline(never)]
-    fn step_one_by_one(&mut self) -> Option<Stop> {
+    pub(crate) fn step_one_by_one(&mut self) -> Option<Stop> {
         let stepping = self.cpu.attend & attend::STEP != 0;
         let before = self.cpu.retired;
         let is_alone = self.cpu.attend & attend::ALONE != 0;
@@ -230,7 +265,18 @@ impl Processor {
     /// One trace.
     #[inline(always)]
     fn step(&mut self) -> Option<Stop> {
-        let trace = match self.cache.follow(&self.cpu) {
+        let Some(trace) = self.cache.follow(&self.cpu) else { return self.step_elsewhere() };
+        let trace = *trace;
+        match carry_out(&mut self.cpu, self.cache.ops_of(&trace), &trace, trace.frame) {
+            Ok(()) => None,
+            Err(rip) => self.interrupted(rip),
+        }
+    }
+
+    /// One trace, where the last one did not lead lately.
+    #[inline(never)]
+    fn step_elsewhere(&mut self) -> Option<Stop> {
+        let trace = match self.cache.recall(&self.cpu) {
             Some(trace) => trace,
             None => match self.cache.find(&mut self.cpu, false) {
                 Ok(trace) => trace,
@@ -240,22 +286,10 @@ impl Processor {
         self.run_trace(&trace, trace.frame)
     }
 
-    #[inline(always)]
     fn run_trace(&mut self, trace: &Trace, own_frame: u32) -> Option<Stop> {
-        let cpu = &mut self.cpu;
-        cpu.gpr[usize::from(slot::RIP)] = cpu.rip;
-        cpu.own_frame = own_frame;
-        let first = trace.first as usize;
-        let ops = &self.cache.ops[first..first + trace.count as usize];
-        for op in ops {
-            if (op.run)(cpu, op).is_err() {
-                let offset = u64::from(op.offset);
-                cpu.retired = cpu.retired.wrapping_add(count_before(ops, op));
-                let at = self.cpu.gpr[usize::from(slot::RIP)].wrapping_add(offset);
-                return self.interrupted(at);
-            }
+        if let Err(rip) = carry_out(&mut self.cpu, self.cache.ops_of(trace), trace, own_frame) {
+            return self.interrupted(rip);
         }
-        cpu.retired = cpu.retired.wrapping_add(u64::from(trace.count));
         // It was alone for this one instruction, if at all.
         if self.cpu.attend & attend::ALONE != 0 {
             self.alone(false);

@@ -39,13 +39,24 @@ pub(crate) struct Trace {
     version: u32,
     pub(crate) frame: u32,
     pub(crate) first: u32,
-    pub(crate) count: u32,
+    /// Records.
+    pub(crate) count: u16,
+    /// Instructions.
+    pub(crate) retires: u16,
     /// Its number: 0 for one that is not kept.
     number: u32,
 }
 
-const NOWHERE: Trace =
-    Trace { rip: 0, context: u32::MAX, version: 0, frame: 0, first: 0, count: 0, number: 0 };
+const NOWHERE: Trace = Trace {
+    rip: 0,
+    context: u32::MAX,
+    version: 0,
+    frame: 0,
+    first: 0,
+    count: 0,
+    retires: 0,
+    number: 0,
+};
 
 /// Where a trace led lately. One cache line.
 #[derive(Clone, Copy)]
@@ -64,7 +75,7 @@ struct Kept {
 
 /// All traces of one processor.
 pub(crate) struct TraceCache {
-    pub(crate) ops: Vec<Op>,
+    ops: Vec<Op>,
     /// Number 0 is nobody: from there lead the links of what is not kept.
     kept: Vec<Kept>,
     links: Vec<Links>,
@@ -111,6 +122,13 @@ impl TraceCache {
         }
     }
 
+    /// Its records.
+    #[inline(always)]
+    pub(crate) fn ops_of(&self, trace: &Trace) -> &[Op] {
+        let first = trace.first as usize;
+        &self.ops[first..first + usize::from(trace.count)]
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.last = 0;
@@ -127,23 +145,21 @@ impl TraceCache {
 
     /// The trace at the processor's next instruction, if the last one led there lately and nothing changed.
     #[inline(always)]
-    pub(crate) fn follow(&mut self, cpu: &Cpu) -> Option<Trace> {
+    pub(crate) fn follow(&mut self, cpu: &Cpu) -> Option<&Trace> {
         let Links([first, second]) = &self.links[self.last as usize];
         let trace = if first.leads(cpu) {
             first
         } else if second.leads(cpu) {
             second
         } else {
-            return self.recall(cpu);
+            return None;
         };
-        let trace = *trace;
         self.last = trace.number;
         Some(trace)
     }
 
     /// The same, whoever led there.
-    #[inline(never)]
-    fn recall(&mut self, cpu: &Cpu) -> Option<Trace> {
+    pub(crate) fn recall(&mut self, cpu: &Cpu) -> Option<Trace> {
         let recent = self.recent[recent_index(cpu.rip)];
         if !recent.leads(cpu) {
             return None;
@@ -200,16 +216,20 @@ impl TraceCache {
         }
         let keep = !alone && marked != Marked::Meanwhile && cpu.code.may_keep();
         let first = self.ops.len();
-        let crossed = self.decode(cpu, page, linear, if alone { 1 } else { LONGEST })?;
+        let most = if alone { 1 } else { LONGEST };
+        let (retires, crossed) = self.decode(cpu, page, linear, most)?;
         let count = self.ops.len() - first;
         let number = |value: usize| u32::try_from(value).expect("fewer records than 32 bits count");
+        let few =
+            |value: usize| u16::try_from(value).expect("at most the longest and a record more");
         let mut trace = Trace {
             rip: cpu.rip,
             context: cpu.code_context(),
             version,
             frame: page.frame,
             first: number(first),
-            count: number(count),
+            count: few(count),
+            retires: few(retires),
             number: 0,
         };
         // An instruction that ends in the next page depends on two frames: not kept.
@@ -227,7 +247,8 @@ impl TraceCache {
 
     /// The last trace may not have been kept.
     fn forget_unkept(&mut self) {
-        let kept = self.kept.last().map_or(0, |kept| kept.trace.first + kept.trace.count);
+        let kept =
+            self.kept.last().map_or(0, |kept| kept.trace.first + u32::from(kept.trace.count));
         self.ops.truncate(kept as usize);
     }
 
@@ -243,14 +264,15 @@ impl TraceCache {
         }
     }
 
-    /// Decodes from `linear` on, into `ops`; whether the (then only) instruction crossed into the next page.
+    /// Decodes from `linear` on, into `ops`: how many instructions, and whether the (then only) one crossed into the
+    /// next page.
     fn decode(
         &mut self,
         cpu: &mut Cpu,
         page: NestedPage,
         linear: u64,
         most: usize,
-    ) -> Result<bool, Raised> {
+    ) -> Result<(usize, bool), Raised> {
         let bits = match cpu.code_size {
             CodeSize::Bits16 => 16,
             CodeSize::Bits32 => 32,
@@ -261,8 +283,10 @@ impl TraceCache {
         for (offset, byte) in (0u64..).zip(&mut bytes[..there]) {
             *byte = page.host.at(linear % PAGE + offset).load::<B1>().to_le_bytes()[0];
         }
-        let mut offset = 0;
-        for done in 0..most {
+        let first = self.ops.len();
+        let mut instructions = [Instruction::default(); LONGEST];
+        let (mut offset, mut done, mut crossed, mut ends) = (0, 0, false, false);
+        while done < most && !ends && !crossed && offset < there {
             let ip = cpu.rip.wrapping_add(offset as u64);
             let mut decoder = Decoder::with_ip(
                 bits,
@@ -270,9 +294,8 @@ impl TraceCache {
                 ip,
                 DecoderOptions::FORCE_RESERVED_NOP,
             );
-            let mut instruction = Instruction::default();
-            decoder.decode_out(&mut instruction);
-            let mut crossed = false;
+            let instruction = &mut instructions[done];
+            decoder.decode_out(instruction);
             if instruction.is_invalid() && there - offset < LONGEST_INSTRUCTION {
                 if done > 0 {
                     break;
@@ -286,7 +309,7 @@ impl TraceCache {
                 }
                 let mut decoder =
                     Decoder::with_ip(bits, &whole, ip, DecoderOptions::FORCE_RESERVED_NOP);
-                decoder.decode_out(&mut instruction);
+                decoder.decode_out(instruction);
                 crossed = true;
             }
             let place = lower::Place {
@@ -294,19 +317,17 @@ impl TraceCache {
                 code_size: cpu.code_size,
                 big_stack: cpu.segments[seg::SS].is_big(),
             };
-            let lowered = lower::lower(&instruction, &place);
+            let lowered = lower::lower(instruction, &place);
             self.ops.push(lowered.op);
             offset += usize::from(lowered.op.len);
-            if lowered.ends {
-                return Ok(crossed);
-            }
-            if crossed || offset >= there {
-                self.ops.push(lower::fall_through(offset));
-                return Ok(crossed);
-            }
+            done += 1;
+            ends = lowered.ends;
         }
-        self.ops.push(lower::fall_through(offset));
-        Ok(false)
+        if !ends {
+            self.ops.push(lower::fall_through(offset));
+        }
+        lower::refine(&mut self.ops, first, &instructions[..done]);
+        Ok((done, crossed))
     }
 }
 

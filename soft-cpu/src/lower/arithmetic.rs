@@ -1,7 +1,10 @@
 //! Sums, differences and logic: `add` to `cmp`, `test`, `inc`, `dec`, `neg`, `not`, and their locked forms.
 
+use std::marker::PhantomData;
+
 use iced_x86::{Instruction, Mnemonic};
 
+use super::liveness::Wanted;
 use super::{Found, Place, by_width, bytes_of, goes_on, immediate, is_memory, register};
 use crate::cpu::Cpu;
 use crate::flags::{self, Flags};
@@ -9,18 +12,22 @@ use crate::op::{Done, Handler, Op};
 use crate::width::Width;
 
 /// An operation with two operands.
-trait Binary: 'static {
+pub(super) trait Binary: 'static {
     /// Whether the destination gets the result.
     const WRITES: bool = true;
+    /// Whether the flags are those of the difference of the operands.
+    const SUBTRACTS: bool = false;
     /// The result and the flags after it.
     fn apply<W: Width>(flags: Flags, a: u64, b: u64) -> (u64, Flags);
 }
 
 macro_rules! binaries {
-    ($($name:ident: $writes:literal |$flags:ident, $a:ident, $b:ident, $width:ident| $body:expr;)*) => {$(
-        struct $name;
+    ($($name:ident: $writes:literal $subtracts:literal
+        |$flags:ident, $a:ident, $b:ident, $width:ident| $body:expr;)*) => {$(
+        pub(super) struct $name;
         impl Binary for $name {
             const WRITES: bool = $writes;
+            const SUBTRACTS: bool = $subtracts;
             #[inline(always)]
             fn apply<$width: Width>($flags: Flags, $a: u64, $b: u64) -> (u64, Flags) {
                 let _ = $flags;
@@ -31,25 +38,25 @@ macro_rules! binaries {
 }
 
 binaries! {
-    Add: true |flags, a, b, W| flags::add::<W>(a, b, false);
-    Adc: true |flags, a, b, W| flags::add::<W>(a, b, flags.carry());
-    Sub: true |flags, a, b, W| flags::subtract::<W>(a, b, false);
-    Sbb: true |flags, a, b, W| flags::subtract::<W>(a, b, flags.carry());
-    Cmp: false |flags, a, b, W| flags::subtract::<W>(a, b, false);
-    And: true |flags, a, b, W| (a & b, Flags::logical::<W>(a & b));
-    Or: true |flags, a, b, W| (a | b, Flags::logical::<W>(a | b));
-    Xor: true |flags, a, b, W| (a ^ b, Flags::logical::<W>(a ^ b));
-    Test: false |flags, a, b, W| (a & b, Flags::logical::<W>(a & b));
+    Add: true false |flags, a, b, W| flags::add::<W>(a, b, false);
+    Adc: true false |flags, a, b, W| flags::add::<W>(a, b, flags.carry());
+    Sub: true true |flags, a, b, W| flags::subtract::<W>(a, b, false);
+    Sbb: true false |flags, a, b, W| flags::subtract::<W>(a, b, flags.carry());
+    Cmp: false true |flags, a, b, W| flags::subtract::<W>(a, b, false);
+    And: true false |flags, a, b, W| (a & b, Flags::logical::<W>(a & b));
+    Or: true false |flags, a, b, W| (a | b, Flags::logical::<W>(a | b));
+    Xor: true false |flags, a, b, W| (a ^ b, Flags::logical::<W>(a ^ b));
+    Test: false false |flags, a, b, W| (a & b, Flags::logical::<W>(a & b));
 }
 
 /// An operation with one operand.
-trait Unary: 'static {
+pub(super) trait Unary: 'static {
     fn apply<W: Width>(flags: Flags, a: u64) -> (u64, Flags);
 }
 
 macro_rules! unaries {
     ($($name:ident: |$flags:ident, $a:ident, $width:ident| $body:expr;)*) => {$(
-        struct $name;
+        pub(super) struct $name;
         impl Unary for $name {
             #[inline(always)]
             fn apply<$width: Width>($flags: Flags, $a: u64) -> (u64, Flags) {
@@ -70,6 +77,67 @@ unaries! {
     };
     Neg: |_flags, a, W| flags::subtract::<W>(0, a, false);
     Not: |flags, a, W| (!a & W::MASK, flags);
+}
+
+/// An operation whose flags nobody asks for.
+struct Silent<O>(PhantomData<O>);
+
+impl<O: Binary> Binary for Silent<O> {
+    const WRITES: bool = O::WRITES;
+    #[inline(always)]
+    fn apply<W: Width>(flags: Flags, a: u64, b: u64) -> (u64, Flags) {
+        (O::apply::<W>(flags, a, b).0, flags)
+    }
+}
+
+impl<O: Unary> Unary for Silent<O> {
+    #[inline(always)]
+    fn apply<W: Width>(flags: Flags, a: u64) -> (u64, Flags) {
+        (O::apply::<W>(flags, a).0, flags)
+    }
+}
+
+/// An operation of whose flags only CF is asked for.
+struct CarryOnly<O>(PhantomData<O>);
+
+impl<O: Binary> Binary for CarryOnly<O> {
+    const WRITES: bool = O::WRITES;
+    #[inline(always)]
+    fn apply<W: Width>(flags: Flags, a: u64, b: u64) -> (u64, Flags) {
+        let (result, after) = O::apply::<W>(flags, a, b);
+        (result, flags.only_carry(after.carry()))
+    }
+}
+
+/// The handler of an instruction without an operand in memory, when not all of its flags are asked for.
+pub(super) fn quieter(i: &Instruction, wanted: Wanted) -> Option<Handler> {
+    match i.mnemonic() {
+        Mnemonic::Add => quieter_binary::<Add>(i, wanted),
+        Mnemonic::Adc => quieter_binary::<Adc>(i, wanted),
+        Mnemonic::Sub => quieter_binary::<Sub>(i, wanted),
+        Mnemonic::Sbb => quieter_binary::<Sbb>(i, wanted),
+        Mnemonic::Cmp => quieter_binary::<Cmp>(i, wanted),
+        Mnemonic::And => quieter_binary::<And>(i, wanted),
+        Mnemonic::Or => quieter_binary::<Or>(i, wanted),
+        Mnemonic::Xor => quieter_binary::<Xor>(i, wanted),
+        Mnemonic::Test => quieter_binary::<Test>(i, wanted),
+        Mnemonic::Inc => by_width!(bytes_of(i, 0), unary_register::<Silent<Inc>>),
+        Mnemonic::Dec => by_width!(bytes_of(i, 0), unary_register::<Silent<Dec>>),
+        Mnemonic::Neg if wanted == Wanted::Nothing => {
+            by_width!(bytes_of(i, 0), unary_register::<Silent<Neg>>)
+        }
+        _ => None,
+    }
+}
+
+fn quieter_binary<O: Binary>(i: &Instruction, wanted: Wanted) -> Option<Handler> {
+    let bytes = bytes_of(i, 0);
+    match (wanted, immediate(i, 1)) {
+        (Wanted::Nothing, Some(_)) => by_width!(bytes, register_immediate::<Silent<O>>),
+        (Wanted::Nothing, None) => by_width!(bytes, register_register::<Silent<O>>),
+        (Wanted::Carry, Some(_)) => by_width!(bytes, register_immediate::<CarryOnly<O>>),
+        (Wanted::Carry, None) => by_width!(bytes, register_register::<CarryOnly<O>>),
+    }
 }
 
 pub(super) fn lower(i: &Instruction, op: &mut Op, _place: &Place) -> Option<Found> {

@@ -11,14 +11,26 @@ use crate::width::{B2, B4, B8, Width};
 /// One of the sixteen conditions.
 pub(crate) trait Condition: 'static {
     fn holds(flags: Flags) -> bool;
+    /// Whether it holds after `a - b`, whose flags are `flags`. A comparison of the numbers says the same with less work.
+    #[inline(always)]
+    fn compares<W: Width>(_a: u64, _b: u64, flags: Flags) -> bool {
+        Self::holds(flags)
+    }
 }
 
 macro_rules! conditions {
-    ($($name:ident |$flags:ident| $body:expr;)*) => {$(
+    ($($name:ident |$flags:ident| $body:expr $(, |$a:ident, $b:ident| $compared:expr)?;)*) => {$(
         pub(crate) struct $name;
         impl Condition for $name {
             #[inline(always)]
             fn holds($flags: Flags) -> bool { $body }
+            $(
+                #[inline(always)]
+                fn compares<W: Width>(a: u64, b: u64, _flags: Flags) -> bool {
+                    let ($a, $b) = (signed::<W>(a), signed::<W>(b));
+                    $compared
+                }
+            )?
         }
     )*};
 }
@@ -26,20 +38,26 @@ macro_rules! conditions {
 conditions! {
     Overflow |f| f.overflow();
     NoOverflow |f| !f.overflow();
-    Below |f| f.carry();
-    NotBelow |f| !f.carry();
+    Below |f| f.carry(), |a, b| a.cast_unsigned() < b.cast_unsigned();
+    NotBelow |f| !f.carry(), |a, b| a.cast_unsigned() >= b.cast_unsigned();
     Equal |f| f.zero();
     NotEqual |f| !f.zero();
-    NotAbove |f| f.carry() | f.zero();
-    Above |f| !(f.carry() | f.zero());
+    NotAbove |f| f.carry() | f.zero(), |a, b| a.cast_unsigned() <= b.cast_unsigned();
+    Above |f| !(f.carry() | f.zero()), |a, b| a.cast_unsigned() > b.cast_unsigned();
     Sign |f| f.sign();
     NoSign |f| !f.sign();
     Even |f| f.parity();
     Odd |f| !f.parity();
-    Less |f| f.sign() != f.overflow();
-    NotLess |f| f.sign() == f.overflow();
-    NotGreater |f| f.zero() | (f.sign() != f.overflow());
-    Greater |f| !f.zero() & (f.sign() == f.overflow());
+    Less |f| f.sign() != f.overflow(), |a, b| a < b;
+    NotLess |f| f.sign() == f.overflow(), |a, b| a >= b;
+    NotGreater |f| f.zero() | (f.sign() != f.overflow()), |a, b| a <= b;
+    Greater |f| !f.zero() & (f.sign() == f.overflow()), |a, b| a > b;
+}
+
+/// As a signed number. The order of two unsigned ones is that of both sign-extended and taken as unsigned.
+#[inline(always)]
+fn signed<W: Width>(value: u64) -> i64 {
+    W::sign_extend(value).cast_signed()
 }
 
 /// Picks the copy of a handler that was compiled for a condition.
@@ -188,7 +206,7 @@ fn target(i: &Instruction, op: &mut Op, place: &Place) {
 }
 
 #[inline(always)]
-fn go(cpu: &mut Cpu, op: &Op, offset: u64) {
+pub(super) fn go(cpu: &mut Cpu, op: &Op, offset: u64) {
     let rip = cpu.gpr[usize::from(slot::RIP)].wrapping_add(offset);
     cpu.rip = rip << (op.cut & 63) >> (op.cut & 63);
 }

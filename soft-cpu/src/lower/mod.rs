@@ -10,9 +10,11 @@ mod control;
 mod exchange;
 mod hints;
 mod legacy;
+mod liveness;
 mod mmx;
 mod moves;
 mod multiply;
+mod pairs;
 mod port_strings;
 mod segments;
 mod shifts;
@@ -119,6 +121,13 @@ pub fn lower(instruction: &Instruction, place: &Place) -> Lowered {
     }
 }
 
+/// Makes a trace shorter and quieter, now that all of it is known: `ops` are the records of `instructions`, and perhaps
+/// one that only goes on behind them.
+pub fn refine(ops: &mut Vec<Op>, first: usize, instructions: &[Instruction]) {
+    pairs::join_last(ops, first, instructions);
+    liveness::silence(&mut ops[first..], instructions);
+}
+
 /// Goes on at the instruction after the trace.
 #[must_use]
 pub fn fall_through(offset: usize) -> Op {
@@ -127,8 +136,6 @@ pub fn fall_through(offset: usize) -> Op {
         if cpu.code_size != CodeSize::Bits64 {
             cpu.rip &= 0xffff_ffff;
         }
-        // It is a record, not an instruction.
-        cpu.retired = cpu.retired.wrapping_sub(1);
         Ok(())
     }
     Op {

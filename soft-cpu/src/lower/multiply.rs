@@ -5,6 +5,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
+use super::liveness::Wanted;
 use super::{Found, Place, by_width, bytes_of, fail, goes_on, immediate, is_memory, register};
 use crate::cpu::{Cpu, reg};
 use crate::event::Exception;
@@ -202,6 +203,29 @@ fn times_memory<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
     let b = cpu.load::<W>(op)?;
     let a = cpu.get::<W>(op.dst);
     multiply::<W>(cpu, op, a, b)
+}
+
+/// The handler of a product of registers and immediates in one register, when nobody asks for its flags.
+pub(super) fn quieter(i: &Instruction, wanted: Wanted) -> Option<Handler> {
+    if wanted != Wanted::Nothing {
+        return None;
+    }
+    match i.op_count() {
+        3 => by_width!(bytes_of(i, 0), register_times_immediate_silently),
+        _ => by_width!(bytes_of(i, 0), times_register_silently),
+    }
+}
+
+fn times_register_silently<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let product = cpu.get::<W>(op.dst).wrapping_mul(cpu.get::<W>(op.src));
+    cpu.set::<W>(op.dst, product & W::MASK);
+    Ok(())
+}
+
+fn register_times_immediate_silently<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {
+    let product = cpu.get::<W>(op.src).wrapping_mul(op.imm);
+    cpu.set::<W>(op.dst, product & W::MASK);
+    Ok(())
 }
 
 fn register_times_immediate<W: Width>(cpu: &mut Cpu, op: &Op) -> Done {

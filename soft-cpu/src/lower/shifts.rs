@@ -4,13 +4,16 @@
 //! 8- or 16-bit operand may be shifted by more than it has. A count of 0 changes no flag. OF is defined
 //! for a count of 1 only; what is computed here fits every count, as AMD's and Intel's processors do it.
 
+use std::marker::PhantomData;
+
 use iced_x86::{Instruction, Mnemonic};
 
+use super::liveness::Wanted;
 use super::{Found, Place, by_width, bytes_of, goes_on, immediate, register};
 use crate::cpu::{Cpu, reg};
 use crate::flags::Flags;
 use crate::op::{Done, Handler, Op};
-use crate::width::Width;
+use crate::width::{B4, B8, Width};
 
 /// A shift of one operand.
 trait Shift: 'static {
@@ -86,6 +89,53 @@ shifts! {
         let (result, carry) = split::<W>(whole >> by | whole << (size - by));
         (result, flags.with_carry_and_overflow(carry, top_bits_differ::<W>(result)))
     };
+}
+
+/// A shift whose flags nobody asks for.
+struct Silent<S>(PhantomData<S>);
+
+impl<S: Shift> Shift for Silent<S> {
+    #[inline(always)]
+    fn apply<W: Width>(flags: Flags, a: u64, count: u32) -> (u64, Flags) {
+        (S::apply::<W>(flags, a, count).0, flags)
+    }
+}
+
+/// A shift of whose flags only CF is asked for.
+struct CarryOnly<S>(PhantomData<S>);
+
+impl<S: Shift> Shift for CarryOnly<S> {
+    #[inline(always)]
+    fn apply<W: Width>(flags: Flags, a: u64, count: u32) -> (u64, Flags) {
+        let (result, after) = S::apply::<W>(flags, a, count);
+        (result, flags.only_carry(after.carry()))
+    }
+}
+
+/// The handler of a shift of a register by an immediate count that is not 0, when not all of its flags are asked for.
+pub(super) fn quieter(i: &Instruction, wanted: Wanted) -> Option<Handler> {
+    match i.mnemonic() {
+        Mnemonic::Shl | Mnemonic::Sal => quieter_shift::<Shl>(i, wanted),
+        Mnemonic::Shr => quieter_shift::<Shr>(i, wanted),
+        Mnemonic::Sar => quieter_shift::<Sar>(i, wanted),
+        Mnemonic::Rol => quieter_shift::<Rol>(i, wanted),
+        Mnemonic::Ror => quieter_shift::<Ror>(i, wanted),
+        _ => None,
+    }
+}
+
+fn quieter_shift<S: Shift>(i: &Instruction, wanted: Wanted) -> Option<Handler> {
+    let bytes = bytes_of(i, 0);
+    match wanted {
+        Wanted::Nothing => by_width!(bytes, register_immediate::<Silent<S>>),
+        Wanted::Carry => by_width!(bytes, register_immediate::<CarryOnly<S>>),
+    }
+}
+
+/// The count of a shift by an immediate number, as it counts.
+pub(super) fn count_of(i: &Instruction) -> Option<u32> {
+    let count = immediate(i, 1)?;
+    Some(if bytes_of(i, 0) == 8 { masked::<B8>(count) } else { masked::<B4>(count) })
 }
 
 /// An operand, and the bit above it.

@@ -139,7 +139,7 @@ pub(super) fn lower(i: &Instruction, op: &mut Op, place: &Place) -> Option<Found
 fn push_register64(cpu: &mut Cpu, op: &Op) -> Done {
     let rsp = cpu.gpr[reg::RSP].wrapping_sub(8);
     let Some(host) = cpu.writes.hit::<B8>(rsp) else { return push_register64_slowly(cpu, op) };
-    host.store::<B8>(cpu.gpr[usize::from(op.src & 31)]);
+    host.store::<B8>(cpu.gpr[usize::from(op.src)]);
     cpu.gpr[reg::RSP] = rsp;
     Ok(())
 }
@@ -147,14 +147,14 @@ fn push_register64(cpu: &mut Cpu, op: &Op) -> Done {
 #[cold]
 #[inline(never)]
 fn push_register64_slowly(cpu: &mut Cpu, op: &Op) -> Done {
-    cpu.push64(cpu.gpr[usize::from(op.src & 31)])
+    cpu.push64(cpu.gpr[usize::from(op.src)])
 }
 
 fn pop_register64(cpu: &mut Cpu, op: &Op) -> Done {
     let rsp = cpu.gpr[reg::RSP];
     let Some(host) = cpu.reads.hit::<B8>(rsp) else { return pop_register64_slowly(cpu, op) };
     cpu.gpr[reg::RSP] = rsp.wrapping_add(8);
-    cpu.gpr[usize::from(op.dst & 31)] = host.load::<B8>();
+    cpu.gpr[usize::from(op.dst)] = host.load::<B8>();
     Ok(())
 }
 
@@ -164,7 +164,7 @@ fn pop_register64_slowly(cpu: &mut Cpu, op: &Op) -> Done {
     let rsp = cpu.gpr[reg::RSP];
     let value = cpu.load_at::<B8>(rsp, slot::FLAT_STACK)?;
     cpu.gpr[reg::RSP] = rsp.wrapping_add(8);
-    cpu.gpr[usize::from(op.dst & 31)] = value;
+    cpu.gpr[usize::from(op.dst)] = value;
     Ok(())
 }
 

@@ -135,7 +135,7 @@ pub(super) fn source(cpu: &Cpu, op: &Op) -> u64 {
 /// The address of the destination.
 #[inline(always)]
 pub(super) fn destination(cpu: &Cpu, op: &Op) -> u64 {
-    let base = cpu.gpr[usize::from(op.src & 31)];
+    let base = cpu.gpr[usize::from(op.src)];
     base.wrapping_add(cpu.gpr[reg::RDI] & mask(op))
 }
 

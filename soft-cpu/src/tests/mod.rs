@@ -12,6 +12,7 @@ mod mmx;
 mod modes;
 mod paging;
 mod privilege;
+mod refined;
 mod shifts_and_products;
 mod sse;
 mod strings;
