@@ -46,6 +46,8 @@ const PAGES: u64 = 3 * BLOCK_PAGES;
 struct Page {
     /// What the map says; `None`: nothing is there.
     protection: Option<Protection>,
+    /// It is a device's: nobody's books have it.
+    device: bool,
     wired: bool,
     /// What was stored last; 0: nothing.
     stamp: u64,

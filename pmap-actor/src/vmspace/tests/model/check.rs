@@ -31,6 +31,18 @@ impl<M: Watched> Bench<M> {
             || format!("page {page} ({model:?}), which is {state:?}, {leaf:x?}, after {step:?}");
 
         let rights = leaf.map_or(Protection::empty(), |leaf| masks.hardware_rights(leaf.entry));
+        if model.device {
+            let leaf = leaf.unwrap_or_else(|| panic!("a device's leaf is gone: {}", context()));
+            assert_eq!(leaf.frame_of(at), page * PAGE_SIZE, "{}", context());
+            assert_eq!(Some(rights), model.protection, "{}", context());
+            assert_eq!(leaf.entry & (masks.managed | masks.wired), 0, "{}", context());
+            assert_eq!(state, State::Absent, "{}", context());
+            assert!(!self.is_held(page), "{}", context());
+            if let Some(mirrored) = self.space.mirror.state(at) {
+                assert_eq!(mirrored, Some(rights.contains(Protection::WRITE)), "{}", context());
+            }
+            return;
+        }
         if let Some(leaf) = leaf {
             assert!(
                 matches!(state, State::Resident(_)),

@@ -121,6 +121,9 @@ impl<M: Watched> Bench<M> {
 
     /// As a processor does; whether it got through.
     pub(super) fn touch(&mut self, who: usize, page: u64, access: Access) -> bool {
+        if self.pages[index(page)].device {
+            return self.touch_device(page, access);
+        }
         let at = self.gpa(page);
         let cached = self.walkers[who].find(at, access);
         let is_old = cached.is_some_and(|cached| cached.is_old);
@@ -158,6 +161,22 @@ impl<M: Watched> Bench<M> {
         model.used |= !from_cache && !leaves_no_trace;
         model.stored |= told && access == Access::Write;
         true
+    }
+
+    /// What is allowed needs no fault; whoever comes all the same is told that nothing is missing.
+    fn touch_device(&mut self, page: u64, access: Access) -> bool {
+        let at = self.gpa(page);
+        let rights = self.pages[index(page)].protection.unwrap_or(Protection::empty());
+        let allowed = rights.contains(access.needs());
+        let found = self.space.tables().view().translate(at, access);
+        assert_eq!(found.is_ok(), allowed, "{at} is a device's, of which {rights:?} is allowed");
+        let before = self.space.tables().leaf(at);
+        assert_eq!(
+            self.fault(page, access),
+            allowed || self.setup.mirrored && access == Access::Execute
+        );
+        assert_eq!(self.space.tables().leaf(at), before);
+        allowed
     }
 
     /// Finds a translation; faults where there is none.

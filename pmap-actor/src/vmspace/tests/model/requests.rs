@@ -1,8 +1,11 @@
 //! What the actor does only when no shootdown is under way, done to the vmspace and to the model.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::sync::Arc;
 
 use actors::Protection;
+use actors::contract::device::{ScatterList, Segment};
 use actors::contract::page::{Advice, Harvest, Settled, Touch};
 use actors::contract::space::SpaceError;
 
@@ -32,9 +35,10 @@ impl<M: Watched> Bench<M> {
         }
         match *step {
             Step::Map(span, rights) => self.map(span, rights),
+            Step::MapDevice(span, rights) => self.map_device(span, rights),
             Step::Unmap(span) => self.unmap(span),
             Step::Forget(span) => {
-                let allowed = self.is_mapped(span) && !self.is_wired(span);
+                let allowed = self.is_memory(span) && !self.is_wired(span);
                 let removed = self.space.forget(self.range(span));
                 self.agree(removed, allowed, "forget", |_| {});
             }
@@ -114,6 +118,11 @@ impl<M: Watched> Bench<M> {
         self.of(span).iter().all(|page| page.protection.is_some())
     }
 
+    /// Mapped, and nothing of it is a device's.
+    fn is_memory(&self, span: Span) -> bool {
+        self.is_mapped(span) && !self.of(span).iter().any(|page| page.device)
+    }
+
     fn is_wired(&self, span: Span) -> bool {
         self.of(span).iter().any(|page| page.wired)
     }
@@ -125,7 +134,7 @@ impl<M: Watched> Bench<M> {
     /// A harvest of `span` answered: it has what nobody has heard of yet, and nobody hears of that again.
     fn hear_harvest(&mut self, span: Span, touch: Touch, found: &Harvest) {
         for page in span.first..span.first + span.pages {
-            let Page { used, stored, .. } = self.pages[index(page)];
+            let Page { used, stored, device, .. } = self.pages[index(page)];
             let (accessed, modified) =
                 (found.accessed.contains(page), found.modified.contains(page));
             if touch.contains(Touch::ACCESSED) {
@@ -134,6 +143,7 @@ impl<M: Watched> Bench<M> {
             if touch.contains(Touch::MODIFIED) {
                 assert!(modified || !stored, "page {page} was stored to");
             }
+            assert!(!(device && (accessed || modified)), "page {page} is a device's");
         }
         // A superpage's bit speaks for pages beyond the span, too.
         for (page, model) in (0..).zip(&mut self.pages) {
@@ -167,12 +177,25 @@ impl<M: Watched> Bench<M> {
         }
     }
 
+    fn map_device(&mut self, span: Span, rights: Protection) {
+        let allowed = self.of(span).iter().all(|page| page.protection.is_none());
+        let file = File::options().read(true).write(true).open("/dev/zero").unwrap();
+        let all = Segment { offset: 0, len: self.range(span).len() };
+        let memory = ScatterList::new(Arc::new(file), vec![all]).unwrap();
+        assert_eq!(self.space.map_device(self.range(span), &memory, rights).is_ok(), allowed);
+        if allowed {
+            for page in self.of_mut(span) {
+                (page.protection, page.device) = (Some(rights), true);
+            }
+        }
+    }
+
     fn unmap(&mut self, span: Span) {
         let allowed = self.is_mapped(span) && !self.is_wired(span) && !self.any_held(span);
         let removed = self.space.unmap(self.range(span));
         self.agree(removed, allowed, "unmap", |bench| {
             bench.of_mut(span).iter_mut().for_each(|page| {
-                (page.protection, page.going) = (None, true);
+                (page.protection, page.device, page.going) = (None, false, true);
                 (page.used, page.stored) = (false, false);
             });
             bench.becomes_zeroes(span);
@@ -193,7 +216,7 @@ impl<M: Watched> Bench<M> {
 
     fn protect(&mut self, span: Span, rights: Protection) {
         let readable = rights.contains(Protection::READ);
-        let allowed = self.is_mapped(span) && (readable || !self.is_wired(span));
+        let allowed = self.is_memory(span) && (readable || !self.is_wired(span));
         let removed = self.space.protect(self.range(span), rights);
         self.agree(removed, allowed, "protect", |bench| {
             bench.of_mut(span).iter_mut().for_each(|page| page.protection = Some(rights));
@@ -202,7 +225,7 @@ impl<M: Watched> Bench<M> {
 
     fn wire(&mut self, span: Span) {
         let done = self.space.wire(self.range(span), || {});
-        assert_eq!(done.is_ok(), self.is_mapped(span), "{done:?}");
+        assert_eq!(done.is_ok(), self.is_memory(span), "{done:?}");
         if done == Ok(Done::Now) {
             self.of_mut(span).iter_mut().for_each(|page| page.wired = true);
         }
@@ -210,7 +233,7 @@ impl<M: Watched> Bench<M> {
 
     fn hold(&mut self, span: Span, rights: Protection) {
         let allows = |page: &Page| page.protection.is_some_and(|has| has.contains(rights));
-        let allowed = self.of(span).iter().all(allows);
+        let allowed = self.is_memory(span) && self.of(span).iter().all(allows);
         let done = self.space.hold(&[self.range(span)], rights);
         assert_eq!(done.is_ok(), allowed, "{done:?}");
         if done == Ok(Done::Now) {
@@ -256,7 +279,8 @@ impl<M: Watched> Bench<M> {
 
     fn advise(&mut self, span: Span, advice: Advice) {
         let discards = advice == Advice::Free;
-        let kept = discards && (self.is_wired(span) || self.any_held(span));
+        let kept =
+            discards && (self.is_wired(span) || self.any_held(span) || !self.is_memory(span));
         let allowed = self.is_mapped(span) && !kept;
         let removed = self.space.advise(self.range(span), advice);
         self.agree(removed, allowed, "advise", |bench| {

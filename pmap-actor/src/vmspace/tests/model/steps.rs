@@ -38,6 +38,8 @@ pub(in super::super) enum Worker {
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) enum Step {
     Map(Span, Protection),
+    /// A device's memory that can be read, or written, too.
+    MapDevice(Span, Protection),
     Unmap(Span),
     Forget(Span),
     Protect(Span, Protection),
@@ -120,6 +122,10 @@ pub(in super::super) fn step() -> impl Strategy<Value = Step> {
     ];
     let map = prop_oneof![
         2 => (span(), protection()).prop_map(|(span, how)| Step::Map(span, how)),
+        1 => (span(), any::<bool>()).prop_map(|(span, writable)| {
+            let write = if writable { Protection::WRITE } else { Protection::empty() };
+            Step::MapDevice(span, Protection::READ | write)
+        }),
         1 => span().prop_map(Step::Unmap),
         1 => span().prop_map(Step::Forget),
         2 => (span(), protection()).prop_map(|(span, how)| Step::Protect(span, how)),
