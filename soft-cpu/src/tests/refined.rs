@@ -154,6 +154,19 @@ fn start(chance_seed: u64, code: &[u8]) -> Guest {
     guest
 }
 
+/// Runs on, each instruction in a trace of its own.
+fn go_one_by_one(guest: &mut Guest) -> Stop {
+    loop {
+        guest.processor.cpu.attend |= attend::ALONE;
+        if let Some(stop) = guest.processor.step_one_by_one() {
+            return stop;
+        }
+        if guest.processor.cpu.after == After::Halt {
+            return Stop::Halted;
+        }
+    }
+}
+
 #[test]
 fn a_trace_leaves_what_its_instructions_leave_one_by_one() {
     let mut faults = 0;
@@ -163,20 +176,62 @@ fn a_trace_leaves_what_its_instructions_leave_one_by_one() {
         let mut whole = start(seed, &code);
         let stop = whole.go_on();
         let mut single = start(seed, &code);
-        let single_stop = loop {
-            single.processor.cpu.attend |= attend::ALONE;
-            if let Some(stop) = single.processor.step_one_by_one() {
-                break stop;
-            }
-            if single.processor.cpu.after == After::Halt {
-                break Stop::Halted;
-            }
-        };
+        let single_stop = go_one_by_one(&mut single);
         faults += u32::from(matches!(stop, Stop::Nested(_)));
         assert_eq!(stop, single_stop, "seed {seed}, {code:02x?}");
         assert_eq!(seen(&whole), seen(&single), "seed {seed}, {code:02x?}");
     }
     assert!(faults > 500, "only {faults} stopped in the middle");
+}
+
+#[test]
+fn a_branch_in_a_pair_goes_where_the_flags_say() {
+    let numbers = [
+        0,
+        1,
+        0x7f,
+        0x80,
+        0xff,
+        0x7fff_ffff,
+        0x8000_0000,
+        0xffff_ffff,
+        u64::MAX >> 1,
+        1 << 63,
+        u64::MAX,
+    ];
+    let comparisons: [&[u8]; 12] = [
+        &[0x38, 0xc8],             // cmp al, cl
+        &[0x39, 0xc8],             // cmp eax, ecx
+        &[0x48, 0x39, 0xc8],       // cmp rax, rcx
+        &[0x3c, 0x80],             // cmp al, 0x80
+        &[0x83, 0xf8, 0xff],       // cmp eax, -1
+        &[0x48, 0x83, 0xf8, 0x7f], // cmp rax, 0x7f
+        &[0x29, 0xc8],             // sub eax, ecx
+        &[0x48, 0x29, 0xc8],       // sub rax, rcx
+        &[0x84, 0xc8],             // test al, cl
+        &[0x48, 0x21, 0xc8],       // and rax, rcx
+        &[0xff, 0xc0],             // inc eax
+        &[0x48, 0xff, 0xc8],       // dec rax
+    ];
+    for comparison in comparisons {
+        for condition in 0..16 {
+            let code = [comparison, &[0x70 | condition, 1, 0xf4, 0xf4]].concat();
+            let mut guest = Guest::long();
+            guest.memory.write(CODE, &code);
+            for (a, b) in numbers.iter().flat_map(|a| numbers.iter().map(move |b| (*a, *b))) {
+                let mut ends = |go: fn(&mut Guest) -> Stop| {
+                    let cpu = &mut guest.processor.cpu;
+                    (cpu.gpr[reg::RAX], cpu.gpr[reg::RCX]) = (a, b);
+                    cpu.set_rflags(flags::CF);
+                    (cpu.rip, cpu.after, cpu.retired) = (CODE, After::Nothing, 0);
+                    assert_eq!(go(&mut guest), Stop::Halted);
+                    seen(&guest)
+                };
+                let (whole, single) = (ends(Guest::go_on), ends(go_one_by_one));
+                assert_eq!(whole, single, "{code:02x?} with {a:#x} and {b:#x}");
+            }
+        }
+    }
 }
 
 #[test]
