@@ -24,8 +24,13 @@ pub struct IommuDomain {
 pub enum Left {
     /// Others are still in it, or it was none of it.
     Domain(IommuDomain, Result<(), NoPassthru>),
-    /// Nobody is: these ranges were wired for the domain's sake.
-    Wired(Vec<GpaRange>),
+    /// Nobody is.
+    Nobody {
+        /// What was wired for the domain's sake.
+        wired: Vec<GpaRange>,
+        /// What its devices reached, and may have stored to.
+        mappings: Vec<DmaMapping>,
+    },
 }
 
 impl IommuDomain {
@@ -63,7 +68,9 @@ impl IommuDomain {
     #[must_use]
     pub fn without(mut self, device: PassthruDevice) -> Left {
         if self.first == device {
-            let Some(next) = self.others.pop() else { return Left::Wired(self.wired) };
+            let Some(next) = self.others.pop() else {
+                return Left::Nobody { wired: self.wired, mappings: self.mappings };
+            };
             self.first = next;
             return Left::Domain(self, Ok(()));
         }
@@ -97,7 +104,7 @@ mod tests {
                 assert!(left.devices().all(|other| other != device(*leaver)));
                 domain = left;
             }
-            assert!(matches!(domain.without(device(order[2])), Left::Wired(_)));
+            assert!(matches!(domain.without(device(order[2])), Left::Nobody { .. }));
         }
     }
 

@@ -12,11 +12,12 @@ use actors::contract::device::{DmaMapping, NoPassthru, PassthruDevice};
 use actors::contract::space::SpaceError;
 use actors::{GpaRange, Protection};
 
-use super::{Done, VmSpace};
+use super::{Done, Told, VmSpace};
 use crate::content::StoreLimits;
 use crate::iommu::{IommuDomain, Left};
 use crate::map::Backing;
 use crate::mirror::Mirror;
+use crate::pmap::Harvest;
 
 /// The flags of the command that make memory leave.
 fn flags(limits: StoreLimits) -> &'static str {
@@ -56,7 +57,7 @@ impl<M: Mirror> VmSpace<M> {
     }
 
     /// A device reaches nothing any more: its IOMMU has been told. After the last one, what was wired for them is so no
-    /// longer.
+    /// longer, and all that they could store to counts as stored to.
     ///
     /// # Errors
     ///
@@ -68,7 +69,16 @@ impl<M: Mirror> VmSpace<M> {
                 self.domain = Some(domain);
                 Ok(done?)
             }
-            Left::Wired(wired) => wired.into_iter().try_for_each(|range| self.unwire(range)),
+            Left::Nobody { wired, mappings } => {
+                // What the devices stored to is all that they could have stored to.
+                let mut told = Told { content: &mut self.content, memory: Some(&self.memory) };
+                for mapping in mappings {
+                    if mapping.protection.contains(Protection::WRITE) {
+                        told.modified(mapping.range);
+                    }
+                }
+                wired.into_iter().try_for_each(|range| self.unwire(range))
+            }
         }
     }
 

@@ -115,6 +115,23 @@ fn memory_stays_as_it_is_while_a_device_reaches_it_and_a_device_s_own_may_come_a
 }
 
 #[test]
+fn what_devices_could_store_to_was_stored_to_when_the_last_one_has_gone() {
+    let mut space = full(1);
+    // Wired before, and harvested since: its entries do not say that they were stored to.
+    assert_eq!(space.wire(range(8, 4), || {}).unwrap(), Done::Now);
+    let (done, _) = space.harvest(range(0, PAGES), Touch::MODIFIED).unwrap();
+    space.give_back(done).unwrap();
+    let done = space.protect(range(20, 2), RX).unwrap();
+    space.give_back(done).unwrap();
+    assign(&mut space, 1).unwrap();
+    space.unassign_passthru(device(1)).unwrap();
+    let (done, found) = space.harvest(range(0, PAGES), Touch::MODIFIED).unwrap();
+    space.give_back(done).unwrap();
+    let missing: Vec<_> = (0..PAGES).filter(|page| !found.modified.contains(*page)).collect();
+    assert_eq!(missing, [20, 21], "all but what no device could store to");
+}
+
+#[test]
 fn memory_that_leaves_and_a_device_are_refused_together_by_the_flags_names() {
     for (slots, resident_bytes, flags) in [
         (0, 1 << 20, "not together with --resident"),
