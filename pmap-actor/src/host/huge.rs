@@ -16,6 +16,7 @@ use std::path::Path;
 use actors::{Gpa, PageSize};
 use serde::Serialize;
 
+use super::object;
 use super::window::{Window, allocate};
 
 /// Bytes of a huge page: one leaf above the last level.
@@ -39,9 +40,9 @@ pub enum HugePages {
 /// What this host's transparent huge pages can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HugeSupport {
-    /// A block of which nothing exists can be allocated as one huge page at once
-    /// (`shmem_enabled` is `advise`, `within_size` or `always`). Else 512 pages are allocated and copied
-    /// together, which takes about five times as long.
+    /// A block of which nothing exists can be allocated as one huge page at once (`object.rs`: we may mount a tmpfs, or
+    /// `shmem_enabled` is `advise`, `within_size` or `always`). Else 512 pages are allocated and copied together,
+    /// which takes about five times as long.
     pub at_once: bool,
 }
 
@@ -98,12 +99,18 @@ impl HugeSupport {
             }
             Err(error) => return Err(NoHugePages::Other(error)),
         }
+        let (_, at_once) = object::create().map_err(NoHugePages::Other)?;
+        Ok(Self { at_once })
+    }
+
+    /// Whether `shmem_enabled` lets memfds have huge pages where they are advised.
+    pub(super) fn is_advice_taken_by_memfds() -> bool {
         // Linux 6.8 can override the old setting by size; "inherit" means the old one.
         let by_size = fs::read_to_string(format!("{TRANSPARENT}/hugepages-2048kB/shmem_enabled"));
         let by_size = by_size.as_deref().map_or("inherit", chosen);
         let general = fs::read_to_string(format!("{TRANSPARENT}/shmem_enabled"));
         let general = general.as_deref().map_or("never", chosen);
-        Ok(Self { at_once: allows_advice(by_size, general) })
+        allows_advice(by_size, general)
     }
 }
 

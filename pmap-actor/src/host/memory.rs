@@ -1,7 +1,7 @@
-//! Guest memory: one memfd, two views of it.
+//! Guest memory: one object, a file that has no name (`object.rs`), and two views of it.
 //!
 //! ```text
-//!              ┌──────────────── memfd ────────────────┐
+//!              ┌──────────────── object ───────────────┐
 //!              │ low memory        │ memory above 4 GiB │
 //!              └───────┬───────────┴────────┬──────────┘
 //!   backing view ──────┘ (ours)             │ whole, never faults to us
@@ -11,7 +11,7 @@
 //! The *guest view* is what the guest can reach: a page is mapped there when, and only
 //! when, our tables have a leaf for it. The *backing view* is what the loader, devices and
 //! the pmap itself use; what is written there is in the object whether or not the guest can
-//! reach it. A *frame* is an offset into the memfd. (Where the guest view shows a device's memory instead, `device_view.rs`, the memfd has
+//! reach it. A *frame* is an offset into the object. (Where the guest view shows a device's memory instead, `device_view.rs`, the object has
 //! nothing at that offset.)
 //!
 //! The software engine walks the tables and reaches frames through the guest view, too
@@ -30,6 +30,7 @@ use actors::{Gpa, GpaRange};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::huge::{HUGE, HugePages, free_reserved, memfd, taken_reserved};
+use super::object;
 use super::window;
 
 /// Inaccessible bytes on each side of a guest view, so that a wrong offset meets nothing.
@@ -42,6 +43,7 @@ const ALIGNMENT: usize = 2 << 20;
 pub struct GuestMemory {
     pub(super) file: File,
     pages: HugePages,
+    takes_advice: bool,
     layout: MemoryLayout,
     backing: GuestMemoryMmap,
     views: Vec<GuestView>,
@@ -120,14 +122,14 @@ impl GuestMemory {
     ///
     /// As above; with reserved pages, a sentence that says how many are missing.
     pub fn with_pages(layout: MemoryLayout, pages: HugePages) -> io::Result<Self> {
-        let flags = match pages {
-            HugePages::Transparent => 0,
+        let (file, takes_advice) = match pages {
+            HugePages::Transparent => object::create()?,
             HugePages::Reserved => {
                 check_reserved(layout)?;
-                libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
+                let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+                (memfd(c"skep-guest-memory", flags)?, false)
             }
         };
-        let file = memfd(c"skep-guest-memory", flags)?;
         file.set_len(layout.total())?;
 
         let mut frame = 0;
@@ -154,13 +156,18 @@ impl GuestMemory {
         let views = views?;
         let backing = GuestMemoryMmap::from_ranges_with_files(&regions)
             .map_err(|error| io::Error::other(error.to_string()))?;
-        Ok(Self { file, pages, layout, backing, views })
+        Ok(Self { file, pages, takes_advice, layout, backing, views })
     }
 
     /// What it is made of.
     #[must_use]
     pub fn pages(&self) -> HugePages {
         self.pages
+    }
+
+    /// Whether a block of it can be allocated as one huge page, when that is asked for.
+    pub(crate) fn takes_advice(&self) -> bool {
+        self.takes_advice
     }
 
     /// Where the memory lies.
@@ -227,7 +234,7 @@ impl GuestMemory {
         })
     }
 
-    /// Bytes the host holds for the guest: the memfd's blocks. (A process's resident set
+    /// Bytes the host holds for the guest: the object's blocks. (A process's resident set
     /// counts a page once for each view.)
     ///
     /// # Errors

@@ -5,6 +5,7 @@ mod blocks;
 mod device_view;
 pub mod huge;
 pub mod memory;
+mod object;
 pub mod pagemap;
 mod smaps;
 pub mod userfault;

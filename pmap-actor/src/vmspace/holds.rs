@@ -115,6 +115,7 @@ impl<M: Mirror> VmSpace<M> {
 
     /// Makes the frames of a range exist. What was absent is zeroes, and dirty.
     fn make_resident(&mut self, range: GpaRange) -> io::Result<()> {
+        self.allocate_whole_blocks(range);
         self.memory.populate(range)?;
         for page in range.iter_pages() {
             let number = self.page_number(page);

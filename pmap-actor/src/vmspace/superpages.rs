@@ -22,6 +22,7 @@ use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use super::{Removed, Served, Told, Unserved, VmSpace, host};
 use crate::ept::attribute::Attribute;
+use crate::ept::masks::PmapFlags;
 use crate::ept::tables::{BLOCK, Block};
 use crate::host::huge::NotHuge;
 use crate::host::userfault::Installed;
@@ -225,6 +226,26 @@ impl<M: Mirror> VmSpace<M> {
             }
         }
         Ok(Some(Served::ZeroFilled(pages)))
+    }
+
+    /// Where blocks of which nothing exists are about to be filled, they may as well be huge pages of the host from the
+    /// start: a promotion has nothing to copy then. What the host refuses comes in small pages.
+    pub(super) fn allocate_whole_blocks(&self, range: GpaRange) {
+        let is_wanted = self.settings.flags.contains(PmapFlags::SUPERPAGES)
+            && self.memory.takes_advice()
+            && !self.content.is_limited();
+        let mut block = block_of(range.start());
+        while is_wanted && block.start() < range.end() {
+            let is_absent = |page| self.content.get(self.page_number(page)) == Page::Absent;
+            if range.covers(block)
+                && self.memory.is_block(block)
+                && block.iter_pages().all(is_absent)
+            {
+                // Whatever it came to, the rest is populated next.
+                let _ = self.memory.allocate_huge(block);
+            }
+            block = block_of(block.end());
+        }
     }
 
     /// Promotes the whole blocks of `range` that can be.

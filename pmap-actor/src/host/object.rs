@@ -1,0 +1,67 @@
+//! The file that a guest's memory is.
+//!
+//! Huge pages of shared memory are allocated in one piece only where the file's mount says so, and the mount behind
+//! memfds says what `shmem_enabled` says: "never", by default. Then a block has to be 512 pages first, copied together
+//! afterwards, which takes about five times as long. So where we may mount (as root, mostly) the object is a nameless file of a tmpfs
+//! of its own, mounted nowhere, which takes advice. It is gone with the file.
+
+use std::fs::File;
+use std::io;
+
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
+
+use super::huge::{HugeSupport, memfd};
+
+/// An empty object, and whether a block of it can be allocated as one huge page.
+///
+/// # Errors
+///
+/// The operating system's.
+pub(super) fn create() -> io::Result<(File, bool)> {
+    match on_a_mount_that_takes_advice() {
+        Ok(file) => Ok((file, true)),
+        // Not allowed, too old a kernel, or one without huge pages: all of it is as well with a memfd.
+        Err(why) => {
+            tracing::debug!(%why, "no tmpfs of our own for guest memory");
+            Ok((memfd(c"skep-guest-memory", 0)?, HugeSupport::is_advice_taken_by_memfds()))
+        }
+    }
+}
+
+pub(super) fn on_a_mount_that_takes_advice() -> io::Result<File> {
+    let system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&system, "huge", "advise")?;
+    // No limit but the host's memory, as with a memfd. (A tmpfs takes half of it by default.)
+    fsconfig_set_string(&system, "size", "0")?;
+    fsconfig_create(&system)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = fsmount(&system, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(openat(&mount, ".", flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn an_object_is_empty_has_no_name_and_keeps_what_is_written() {
+        let (file, _) = create().unwrap();
+        file.set_len(64 << 30).unwrap();
+        let found = file.metadata().unwrap();
+        assert_eq!((found.blocks(), found.nlink()), (0, 0));
+        file.write_all_at(b"here", 1 << 33).unwrap();
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, 1 << 33).unwrap();
+        assert_eq!(&bytes, b"here");
+        assert_eq!(file.metadata().unwrap().blocks(), 8);
+    }
+}
