@@ -90,7 +90,8 @@ impl HugeSupport {
         if unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) } == 1 {
             return Err(NoHugePages::Disabled);
         }
-        match try_it_out().map_err(NoHugePages::Other)? {
+        let (file, at_once) = object::create().map_err(NoHugePages::Other)?;
+        match try_it_out(&file, at_once).map_err(NoHugePages::Other)? {
             // No room now says nothing about what the kernel can do.
             Ok(()) => {}
             Err(error) if NotHuge::is_passing(&error) => {}
@@ -99,7 +100,6 @@ impl HugeSupport {
             }
             Err(error) => return Err(NoHugePages::Other(error)),
         }
-        let (_, at_once) = object::create().map_err(NoHugePages::Other)?;
         Ok(Self { at_once })
     }
 
@@ -114,12 +114,16 @@ impl HugeSupport {
     }
 }
 
-/// Whether two megabytes of 4 KiB pages can be made one page; the outer error is about making them.
-fn try_it_out() -> io::Result<io::Result<()>> {
-    let file = memfd(c"skep-trial", 0)?;
+/// Whether two megabytes of pages can be made one page; the outer error is about making them.
+fn try_it_out(file: &File, at_once: bool) -> io::Result<io::Result<()>> {
     file.set_len(HUGE)?;
-    allocate(&file, libc::FALLOC_FL_KEEP_SIZE, 0, HUGE)?;
-    Ok(Window::new(&file, 0)?.collapse())
+    let window = Window::new(file, 0)?;
+    if at_once {
+        // Cheaper to collapse; and if it fails, small ones come next.
+        let _ = window.populate_huge();
+    }
+    allocate(file, libc::FALLOC_FL_KEEP_SIZE, 0, HUGE)?;
+    Ok(window.collapse())
 }
 
 /// A memory object without a name in any file system; `flags` beyond `MFD_CLOEXEC`.
