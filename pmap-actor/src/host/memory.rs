@@ -1,4 +1,4 @@
-//! Guest memory: one object, a file that has no name (`object.rs`), and two views of it.
+//! Guest memory: one object, a file in no directory (`object.rs`), and two views of it.
 //!
 //! ```text
 //!              ┌──────────────── object ───────────────┐
@@ -127,7 +127,7 @@ impl GuestMemory {
             HugePages::Reserved => {
                 check_reserved(layout)?;
                 let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
-                (memfd(c"skep-guest-memory", flags)?, false)
+                (memfd(object::NAME, flags)?, false)
             }
         };
         file.set_len(layout.total())?;

@@ -2,19 +2,23 @@
 //!
 //! Huge pages of shared memory are allocated in one piece only where the file's mount says so, and the mount behind
 //! memfds says what `shmem_enabled` says: "never", by default. Then a block has to be 512 pages first, copied together
-//! afterwards, which takes about five times as long. So where we may mount (as root, mostly) the object is a nameless file of a tmpfs
-//! of its own, mounted nowhere, which takes advice. It is gone with the file.
+//! afterwards, which takes about five times as long. So where we may mount (as root, mostly) the object is a file of a tmpfs of its
+//! own, mounted nowhere, which takes advice. It is gone with the file.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
 };
 
 use super::huge::{HugeSupport, memfd};
+
+/// How `/proc/PID/maps` and `/proc/PID/fd` name a guest's memory, whatever it is made of.
+pub(super) const NAME: &CStr = c"skep-guest-memory";
 
 /// An empty object, and whether a block of it can be allocated as one huge page.
 ///
@@ -27,7 +31,7 @@ pub(super) fn create() -> io::Result<(File, bool)> {
         // Not allowed, too old a kernel, or one without huge pages: all of it is as well with a memfd.
         Err(why) => {
             tracing::debug!(%why, "no tmpfs of our own for guest memory");
-            Ok((memfd(c"skep-guest-memory", 0)?, HugeSupport::is_advice_taken_by_memfds()))
+            Ok((memfd(NAME, 0)?, HugeSupport::is_advice_taken_by_memfds()))
         }
     }
 }
@@ -42,19 +46,24 @@ pub(super) fn on_a_mount_that_takes_advice() -> io::Result<File> {
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let mount = fsmount(&system, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(openat(&mount, ".", flags, Mode::RUSR | Mode::WUSR)?.into())
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = openat(&mount, NAME, flags, Mode::RUSR | Mode::WUSR)?;
+    unlinkat(&mount, NAME, AtFlags::empty())?;
+    Ok(file.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
 
     #[test]
-    fn an_object_is_empty_has_no_name_and_keeps_what_is_written() {
+    fn an_object_is_empty_in_no_directory_known_by_its_name_and_keeps_what_is_written() {
         let (file, _) = create().unwrap();
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        assert!(link.to_string_lossy().contains(NAME.to_str().unwrap()), "{}", link.display());
         file.set_len(64 << 30).unwrap();
         let found = file.metadata().unwrap();
         assert_eq!((found.blocks(), found.nlink()), (0, 0));

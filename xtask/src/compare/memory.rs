@@ -36,8 +36,10 @@ fn sum(smaps: &str, guest_kb: u64) -> Occupied {
             "Anonymous:" => mapping.anonymous = kb(),
             // The last line of each mapping.
             "VmFlags:" => std::mem::take(&mut mapping).add_to(&mut occupied, guest_kb),
-            // The first line: "7f00-7f10 rw-s 0000 00:01 1234 /memfd:ram (deleted)".
-            _ if !name.ends_with(':') => mapping.is_memfd = line.contains("/memfd:"),
+            // The first line: "7f00-7f10 rw-s 0000 00:01 1234 /memfd:ram (deleted)"; or skep's own name for it.
+            _ if !name.ends_with(':') => {
+                mapping.is_memfd = line.contains("/memfd:") || line.contains("/skep-guest-memory");
+            }
             _ => {}
         }
     }
