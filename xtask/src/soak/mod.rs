@@ -107,9 +107,16 @@ pub(crate) fn main(arguments: &[OsString]) -> Outcome<u8> {
     let images = Images { kernel, initrd: initrd.display().to_string() };
     say("soak: building skep (a minute or two the first time)");
     let skep = ours::build_skep()?;
-    let folder = ours::target()?.join("xtask-test/soak");
+    // Of this process: two soaks at once would take each other's reports.
+    let folder = ours::target()?.join(format!("xtask-test/soak-{}", std::process::id()));
     fs::create_dir_all(&folder).map_err(about("create", &folder))?;
-    go(&soak, &cases, &images, &Place { skep, folder })
+    let place = Place { skep, folder };
+    let status = go(&soak, &cases, &images, &place)?;
+    if status == 0 {
+        // What went wrong is there to be looked at.
+        fs::remove_dir_all(&place.folder).map_err(about("remove", &place.folder))?;
+    }
+    Ok(status)
 }
 
 fn in_the_lab(soak: &Soak, arguments: &[OsString], cases: usize) -> Outcome<u8> {
