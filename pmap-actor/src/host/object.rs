@@ -36,7 +36,7 @@ pub(super) fn create() -> io::Result<(File, bool)> {
     }
 }
 
-pub(super) fn on_a_mount_that_takes_advice() -> io::Result<File> {
+fn on_a_mount_that_takes_advice() -> io::Result<File> {
     let system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&system, "huge", "advise")?;
     // No limit but the host's memory, as with a memfd. (A tmpfs takes half of it by default.)

@@ -373,14 +373,14 @@ impl Mirror for KvmMirror {
         if !self.memory.is_block(block) {
             return Ok(MappedHuge::Refused(NotHuge::Misplaced));
         }
-        let Some(support) = self.support() else {
+        if self.support().is_none() {
             return Ok(MappedHuge::Refused(NotHuge::Unsupported));
-        };
+        }
         let frame = self.memory.frame_of(block.start());
         if self.memory.next_contents(frame)?.is_some_and(|found| found < frame + HUGE) {
             return Ok(MappedHuge::Refused(NotHuge::Occupied));
         }
-        if support.at_once {
+        if self.memory.takes_advice() {
             // Where it fails, the next step does the same in small pages, or says why not.
             let _ = self.memory.allocate_huge(block);
         }
