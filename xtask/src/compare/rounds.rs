@@ -3,11 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
-use super::Plan;
+use super::clean::clean_free_memory;
 use super::figures::Series;
 use super::memory::{self, Occupied};
 use super::monitors::{Backing, Guest, MEMORY_MIB, Monitor, REPORT};
 use super::tiny;
+use super::{CONSOLES, Plan};
 use crate::failure::{Failure, Outcome, about};
 use crate::initrd::HELLO;
 use crate::json::number_named;
@@ -76,12 +77,13 @@ fn boots(plan: &Plan, kernel: &str, backing: Backing) -> Outcome {
          | cpu | fault service | HELLO without it | ratio |",
     )?;
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")?;
-    for (console, cmdline) in [("full", CMDLINE.to_owned()), ("quiet", format!("{CMDLINE} quiet"))]
-    {
+    for console in CONSOLES.into_iter().filter(|console| plan.has_console(console)) {
+        let cmdline =
+            if console == "quiet" { format!("{CMDLINE} quiet") } else { CMDLINE.to_owned() };
         for cpus in [1, 2] {
             let guest =
                 Guest { kernel, initrd: Some(GUEST_INITRD), cmdline: &cmdline, cpus, backing };
-            let (qemu, skep) = alternate(plan.rounds, &guest)?;
+            let (qemu, skep) = alternate(plan, &guest)?;
             let net = skep.hello.less(&skep.faults);
             print(format!(
                 "| {console} | {cpus} | {} | {} | {} | 1 | 1 | {} | 1 | {} | | | |",
@@ -118,7 +120,7 @@ fn starts(plan: &Plan) -> Outcome {
     print("| vcpus | monitor | HELLO | ratio | by round | end | ratio |")?;
     print("|---|---|---|---|---|---|---|")?;
     for cpus in [1, 2] {
-        let (qemu, skep) = alternate(plan.rounds, &tiny_guest(cpus))?;
+        let (qemu, skep) = alternate(plan, &tiny_guest(cpus))?;
         print(format!(
             "| {cpus} | {} | {} | 1 | 1 | {} | 1 |",
             Monitor::Qemu.name(),
@@ -143,12 +145,15 @@ fn tiny_guest(cpus: u32) -> Guest<'static> {
 }
 
 /// Starts both in turn, the first of a round being the second of the next.
-fn alternate(rounds: u32, guest: &Guest<'_>) -> Outcome<(Taken, Taken)> {
+fn alternate(plan: &Plan, guest: &Guest<'_>) -> Outcome<(Taken, Taken)> {
     let (mut qemu, mut skep) = (Taken::default(), Taken::default());
-    for round in 0..rounds {
+    for round in 0..plan.rounds {
         let mut order = [Monitor::Qemu, Monitor::Skep];
         order.rotate_left(usize::from(round % 2 == 1));
         for monitor in order {
+            if !plan.recycled {
+                clean_free_memory()?;
+            }
             let watched = match monitor {
                 Monitor::Skep => start(monitor, guest)?,
                 Monitor::Qemu => start_peer(guest)?,
