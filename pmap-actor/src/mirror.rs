@@ -39,8 +39,17 @@ pub enum MappedHuge {
     Huge,
     /// All of it exists and is mapped, writable, by pages of 4 KiB.
     Small(NotHuge),
-    /// Nothing was done: none of it exists, and whoever waits for it still does.
+    /// Nothing was done: none of it is mapped, and whoever waits for it still does.
     Refused(NotHuge),
+}
+
+/// What is in a block that is to be mapped at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Nothing of it exists: zeroes.
+    Fresh,
+    /// Every page of it is in the object, and none is mapped.
+    Resident,
 }
 
 /// An engine's second copy of our tables.
@@ -120,13 +129,12 @@ pub trait Mirror {
     /// The host's refusal, after which nobody reaches the block any more: the guest cannot go on.
     fn promote(&mut self, block: GpaRange) -> io::Result<Promoted>;
 
-    /// Gives the guest 2 MiB of fresh zeroes in one piece, of which nothing exists yet, writable; whoever
-    /// waits in it goes on.
+    /// Gives the guest 2 MiB in one piece, writable; whoever waits in it goes on.
     ///
     /// # Errors
     ///
     /// As for [`Mirror::promote`].
-    fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge>;
+    fn map_huge(&mut self, block: GpaRange, contents: Contents) -> io::Result<MappedHuge>;
 
     /// Shows a device's memory in `range`, of which nothing exists: from now on it is there for good, and none of
     /// the calls above is about it.
@@ -225,7 +233,10 @@ impl Mirror for SoftMirror {
         Ok(Promoted::Huge)
     }
 
-    fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge> {
+    fn map_huge(&mut self, block: GpaRange, contents: Contents) -> io::Result<MappedHuge> {
+        if contents == Contents::Resident {
+            return self.promote(block).map(|_| MappedHuge::Huge);
+        }
         match self.memory.populate_for_walkers(block) {
             Ok(()) => Ok(MappedHuge::Huge),
             Err(error) => {

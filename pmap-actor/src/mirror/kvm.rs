@@ -24,7 +24,7 @@ use std::sync::Arc;
 use actors::contract::device::ScatterList;
 use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
-use super::{MappedHuge, Mirror, Promoted};
+use super::{Contents, MappedHuge, Mirror, Promoted};
 use crate::host::huge::{HUGE, HugePages, HugeSupport, NoHugePages, NotHuge};
 use crate::host::memory::GuestMemory;
 use crate::host::pagemap::{HostPage, Pagemap};
@@ -136,6 +136,23 @@ impl KvmMirror {
                 None
             }
         }))
+    }
+
+    /// Makes every page of `block` exist, in one piece where the host can; none does yet.
+    fn make_fresh(&mut self, block: GpaRange) -> io::Result<Result<(), NotHuge>> {
+        let frame = self.memory.frame_of(block.start());
+        if self.memory.next_contents(frame)?.is_some_and(|found| found < frame + HUGE) {
+            return Ok(Err(NotHuge::Occupied));
+        }
+        if self.memory.takes_advice() {
+            // Where it fails, the next step does the same in small pages, or says why not.
+            let _ = self.memory.allocate_huge(block);
+        }
+        if let Err(error) = self.memory.populate(block) {
+            self.memory.free(block)?;
+            return Ok(Err(NotHuge::of(&error)));
+        }
+        Ok(Ok(()))
     }
 
     /// Makes `block`, all of which exists and the guest may write, one huge mapping: out of
@@ -363,10 +380,10 @@ impl Mirror for KvmMirror {
     }
 
     /// The block is allocated first, while it is still registered: a touch meanwhile is a fault that
-    /// waits for us. Only when all of it exists, as zeroes, is it taken out of userfaultfd's sight.
-    /// (Collapsing it with one page in it, which would save 511 allocations, is refused as long as a
+    /// waits for us. Only when all of it exists is it taken out of userfaultfd's sight, for the reasons that
+    /// [`KvmMirror::promote`] gives. (Collapsing it with one page in it, which would save 511 allocations, is refused as long as a
     /// neighbour is registered.)
-    fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge> {
+    fn map_huge(&mut self, block: GpaRange, contents: Contents) -> io::Result<MappedHuge> {
         if self.is_fixed() {
             return Ok(MappedHuge::Huge);
         }
@@ -376,17 +393,10 @@ impl Mirror for KvmMirror {
         if self.support().is_none() {
             return Ok(MappedHuge::Refused(NotHuge::Unsupported));
         }
-        let frame = self.memory.frame_of(block.start());
-        if self.memory.next_contents(frame)?.is_some_and(|found| found < frame + HUGE) {
-            return Ok(MappedHuge::Refused(NotHuge::Occupied));
-        }
-        if self.memory.takes_advice() {
-            // Where it fails, the next step does the same in small pages, or says why not.
-            let _ = self.memory.allocate_huge(block);
-        }
-        if let Err(error) = self.memory.populate(block) {
-            self.memory.free(block)?;
-            return Ok(MappedHuge::Refused(NotHuge::of(&error)));
+        if contents == Contents::Fresh
+            && let Err(why) = self.make_fresh(block)?
+        {
+            return Ok(MappedHuge::Refused(why));
         }
         Ok(match self.make_huge(block)? {
             Ok(()) => {

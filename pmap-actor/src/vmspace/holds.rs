@@ -219,11 +219,9 @@ impl<M: Mirror> VmSpace<M> {
                     && self.guest.leaf(page).is_none();
                 (is_missing, self.is_dirty_already(number))
             };
-            for (run, (is_missing, _)) in runs(part, class) {
+            for (run, (is_missing, is_dirty)) in runs(part, class) {
                 if is_missing {
-                    let nobody = Toucher { at: Some(Gpa(u64::MAX)), access: Access::Read };
-                    self.install(run, nobody, &entry, Source::Object)?;
-                    self.consider_promotions(run)?;
+                    self.install_by_blocks(run, is_dirty, &entry)?;
                 }
             }
         }

@@ -20,6 +20,7 @@ use actors::contract::page::Resized;
 use actors::contract::space::SpaceError;
 use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
 
+use super::fault::{Source, Toucher};
 use super::{Removed, Served, Told, Unserved, VmSpace, host};
 use crate::ept::attribute::Attribute;
 use crate::ept::masks::PmapFlags;
@@ -27,7 +28,7 @@ use crate::ept::tables::{BLOCK, Block};
 use crate::host::huge::NotHuge;
 use crate::host::userfault::Installed;
 use crate::map::MapEntry;
-use crate::mirror::{MappedHuge, Mirror, Promoted};
+use crate::mirror::{Contents, MappedHuge, Mirror, Promoted};
 use crate::object::Page;
 use crate::pmap::{Unaccessed, Wanted};
 
@@ -197,18 +198,23 @@ impl<M: Mirror> VmSpace<M> {
         if !is_wanted {
             return Ok(None);
         }
-        let frame = self.memory.frame_of(block.start());
-        let wanted = Wanted {
-            protection: entry.protection,
-            attribute: Attribute::MEMORY,
-            touched: Some(access),
-            dirty: true,
-            wired: entry.wired,
-        };
-        let is_huge = match self.mirror.map_huge(block)? {
+        let entered = self.enter_block(block, access, entry, Contents::Fresh)?;
+        Ok(entered.then_some(Served::ZeroFilled(pages)))
+    }
+
+    /// Enters `block`, of which nothing is mapped and which the guest may write, in one piece where that can be had. `false`:
+    /// nothing was done.
+    fn enter_block(
+        &mut self,
+        block: GpaRange,
+        access: Access,
+        entry: &MapEntry,
+        contents: Contents,
+    ) -> io::Result<bool> {
+        let is_huge = match self.mirror.map_huge(block, contents)? {
             MappedHuge::Refused(why) => {
                 self.blocks.refused(why);
-                return Ok(None);
+                return Ok(false);
             }
             MappedHuge::Small(why) => {
                 self.blocks.refused(why);
@@ -218,14 +224,61 @@ impl<M: Mirror> VmSpace<M> {
         };
         for page in block.iter_pages() {
             let number = self.page_number(page);
-            self.content.appear(number);
+            match contents {
+                Contents::Fresh => self.content.appear(number),
+                Contents::Resident => self.content.mapped(number),
+            }
         }
+        let frame = self.memory.frame_of(block.start());
+        let wanted = Wanted {
+            protection: entry.protection,
+            attribute: Attribute::MEMORY,
+            touched: Some(access),
+            dirty: true,
+            wired: entry.wired,
+        };
         if !is_huge || self.guest.enter_superpage(block.start(), frame, wanted).is_err() {
             for page in block.iter_pages() {
                 self.enter(page, entry, access)?;
             }
         }
-        Ok(Some(Served::ZeroFilled(pages)))
+        Ok(true)
+    }
+
+    /// Enters `run`, all of it resident, without a leaf, and dirty or not all alike: whole blocks in one piece where a promotion would
+    /// make them one right afterwards.
+    pub(super) fn install_by_blocks(
+        &mut self,
+        run: GpaRange,
+        is_dirty: bool,
+        entry: &MapEntry,
+    ) -> io::Result<()> {
+        let are_wanted = is_dirty
+            && entry.protection.contains(Protection::WRITE)
+            && self.settings.flags.contains(PmapFlags::SUPERPAGES)
+            && !self.would_not_last();
+        let (mut next, mut block) = (run.start(), block_of(run.start()));
+        while are_wanted && block.end() <= run.end() {
+            if block.start() >= next
+                && self.enter_block(block, Access::Read, entry, Contents::Resident)?
+            {
+                self.install_unused(next, block.start(), entry)?;
+                next = block.end();
+            }
+            block = block_of(block.end());
+        }
+        self.install_unused(next, run.end(), entry)
+    }
+
+    /// Enters `start .. end` by pages that nobody has asked for yet.
+    fn install_unused(&mut self, start: Gpa, end: Gpa, entry: &MapEntry) -> io::Result<()> {
+        let Some(bytes) = end.0.checked_sub(start.0).filter(|bytes| *bytes > 0) else {
+            return Ok(());
+        };
+        let part = GpaRange::new(start, bytes).map_err(io::Error::other)?;
+        let nobody = Toucher { at: Some(Gpa(u64::MAX)), access: Access::Read };
+        self.install(part, nobody, entry, Source::Object)?;
+        self.consider_promotions(part)
     }
 
     /// Where blocks of which nothing exists are about to be filled, they may as well be huge pages of the host from the

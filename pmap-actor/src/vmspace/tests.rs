@@ -18,7 +18,7 @@ use actors::{Access, Protection};
 
 use super::*;
 use crate::host::userfault::Installed;
-use crate::mirror::{MappedHuge, Promoted, SoftMirror};
+use crate::mirror::{Contents, MappedHuge, Promoted, SoftMirror};
 
 /// A host mapping as a table of pages: present means reachable, the value means writable.
 struct ScriptedMirror {
@@ -91,7 +91,7 @@ impl Mirror for ScriptedMirror {
     fn promote(&mut self, _block: GpaRange) -> io::Result<Promoted> {
         Ok(Promoted::Huge)
     }
-    fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge> {
+    fn map_huge(&mut self, block: GpaRange, _contents: Contents) -> io::Result<MappedHuge> {
         self.put(block, true).map(|_| MappedHuge::Huge)
     }
     fn map_device(

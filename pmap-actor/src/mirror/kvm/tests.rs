@@ -155,7 +155,7 @@ fn a_piece_of_a_block_and_a_block_off_its_boundary_are_misplaced() {
     for range in [pages(0, 511), pages(1, 511), pages(1, 512), pages(0, 1024)] {
         let refused = host.mirror.promote(range).unwrap();
         assert_eq!(refused, Promoted::Refused(NotHuge::Misplaced));
-        let refused = host.mirror.map_huge(range).unwrap();
+        let refused = host.mirror.map_huge(range, Contents::Fresh).unwrap();
         assert_eq!(refused, MappedHuge::Refused(NotHuge::Misplaced));
     }
 }
@@ -315,7 +315,7 @@ fn memory_of_reserved_pages_is_mapped_from_the_start_and_stays() {
 #[test]
 fn a_fresh_block_is_zeroes_in_one_piece_and_is_watched_again() {
     let Some(mut host) = Host::new() else { return };
-    assert_eq!(host.mirror.map_huge(block()).unwrap(), MappedHuge::Huge);
+    assert_eq!(host.mirror.map_huge(block(), Contents::Fresh).unwrap(), MappedHuge::Huge);
     assert!(host.is_huge());
     assert_eq!(host.memory.resident_bytes().unwrap(), HUGE);
     assert!(block().iter_pages().all(|at| host.load(at) == Some(0) && host.store(at, 1)));
@@ -325,10 +325,33 @@ fn a_fresh_block_is_zeroes_in_one_piece_and_is_watched_again() {
 }
 
 #[test]
+fn a_block_that_exists_is_mapped_in_one_piece_with_what_it_holds_and_is_watched_again() {
+    for in_one_piece in [true, false] {
+        let Some(mut host) = Host::new() else { return };
+        if in_one_piece {
+            // Where the host cannot, it is the other case twice.
+            let _ = host.memory.allocate_huge(block());
+        }
+        for (number, at) in block().iter_pages().enumerate() {
+            host.memory.backing().write_obj(number as u64, GuestAddress(at.0)).unwrap();
+        }
+        assert_eq!(host.load(block().start()), None, "nobody reaches it yet");
+        assert_eq!(host.mirror.map_huge(block(), Contents::Resident).unwrap(), MappedHuge::Huge);
+        assert!(host.is_huge());
+        for (number, at) in block().iter_pages().enumerate() {
+            assert_eq!(host.load(at), Some(number as u64));
+            assert!(host.store(at, 1));
+        }
+        host.mirror.unmap(block()).unwrap();
+        assert_eq!(host.load(block().start()), None);
+    }
+}
+
+#[test]
 fn a_block_with_something_in_it_is_not_mapped_as_fresh_and_keeps_it() {
     let Some(mut host) = Host::new() else { return };
     host.memory.backing().write_obj(7u64, GuestAddress(page(300).start().0)).unwrap();
-    let refused = host.mirror.map_huge(block()).unwrap();
+    let refused = host.mirror.map_huge(block(), Contents::Fresh).unwrap();
     assert_eq!(refused, MappedHuge::Refused(NotHuge::Occupied));
     assert_eq!(host.memory.resident_bytes().unwrap(), PAGE_SIZE);
     assert_eq!(host.load(block().start()), None, "nothing was mapped");
@@ -358,7 +381,7 @@ fn whoever_sleeps_in_a_fresh_block_goes_on() {
         while !userfault.has_fault() {
             std::thread::yield_now();
         }
-        assert_eq!(host.mirror.map_huge(block()).unwrap(), MappedHuge::Huge);
+        assert_eq!(host.mirror.map_huge(block(), Contents::Fresh).unwrap(), MappedHuge::Huge);
         assert_eq!(sleeper.join().unwrap(), [0; 8]);
     });
     assert!(!host.mirror.userfault.has_fault());

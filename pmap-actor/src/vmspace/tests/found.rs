@@ -134,3 +134,20 @@ fn a_block_comes_at_once_where_that_is_wanted() {
     let (pmap, _) = run(setup, &[touch(5, Write), touch(500, Read)]);
     assert_eq!((pmap.superpages_entered, pmap.promotions), (1, 0));
 }
+
+/// What a loader wrote is dirty as a whole: its blocks need no promotion afterwards.
+#[test]
+fn a_block_that_was_filled_under_a_hold_comes_at_once_when_it_is_released() {
+    for at_once in [true, false] {
+        let setup = Setup { at_once, store: None, ..setup(PmapFlags::SUPERPAGES) };
+        let rw = Protection::READ | Protection::WRITE;
+        let whole = span(0, 512);
+        let load = [Step::Hold(whole, rw), Step::HoldStore(0, 7), Step::Release(0, true)];
+        let (pmap, _) = run(setup, &[&load[..], &[touch(5, Write), touch(500, Read)]].concat());
+        assert_eq!((pmap.superpages_entered, pmap.promotions), (1, 0));
+        // A page short of a block, and there is none.
+        let short = [Step::Hold(span(0, 511), rw), Step::Release(0, true), touch(5, Write)];
+        let (pmap, _) = run(setup, &short);
+        assert_eq!((pmap.superpages_entered, pmap.promotions), (0, 0));
+    }
+}

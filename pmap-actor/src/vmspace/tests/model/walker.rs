@@ -12,7 +12,7 @@ use crate::ept::view::Translation;
 use crate::host::huge::NotHuge;
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::Installed;
-use crate::mirror::{MappedHuge, Mirror, Promoted, SoftMirror};
+use crate::mirror::{Contents, MappedHuge, Mirror, Promoted, SoftMirror};
 use crate::vmspace::Served;
 
 /// What is not drawn as a step but happens at random all the same.
@@ -177,14 +177,16 @@ impl Mirror for Scripted {
         })
     }
 
-    fn map_huge(&mut self, block: GpaRange) -> io::Result<MappedHuge> {
+    fn map_huge(&mut self, block: GpaRange, contents: Contents) -> io::Result<MappedHuge> {
         assert!(!self.has_any(block), "a page of {block} is mapped already");
         let answer = match self.dice.throw(3) {
             0 => return Ok(MappedHuge::Refused(NotHuge::NoMemory)),
             1 => MappedHuge::Small(NotHuge::Busy),
             _ => MappedHuge::Huge,
         };
-        self.memory.populate_for_walkers(block)?;
+        if contents == Contents::Fresh {
+            self.memory.populate_for_walkers(block)?;
+        }
         self.pages.extend(block.iter_pages().map(|page| (page.0, true)));
         Ok(answer)
     }
