@@ -38,6 +38,12 @@ impl Latency {
         self.total_ns
     }
 
+    /// Their mean; nothing when there are none.
+    #[must_use]
+    pub fn mean(&self) -> Duration {
+        Duration::from_nanos(self.total_ns.checked_div(self.histogram.len()).unwrap_or(0))
+    }
+
     /// The histogram in a few numbers; all zero when it is empty.
     #[must_use]
     pub fn quantiles(&self) -> Quantiles {

@@ -34,6 +34,7 @@
 //! `shootdowns.rs`, `requests.rs`, `paging.rs`.
 
 mod faults;
+mod looks;
 mod paging;
 mod requests;
 mod shootdowns;
@@ -54,6 +55,7 @@ use crossbeam_channel::{Receiver, Sender};
 use shootdown::{Domain, Tally, Whom};
 use tracing::error;
 
+use self::looks::Looks;
 use self::paging::Paging;
 use self::shootdowns::OnItsWay;
 use crate::completed::Completed;
@@ -305,6 +307,7 @@ fn start_with<M: Mirror + Send + 'static>(
         fault_service: FaultService::default(),
         retired: false,
         paging: Paging::with(workers),
+        looks: Looks::default(),
         config,
     };
     actor.begin_looks();
@@ -393,6 +396,7 @@ struct SpaceActor<M> {
     fault_service: FaultService,
     retired: bool,
     paging: Paging,
+    looks: Looks,
     config: SpaceConfig,
 }
 

@@ -19,7 +19,7 @@ pub(super) fn lines(space: &SpaceTally, limit: Option<u64>) -> Vec<String> {
     lines.extend(accessed_dirty(&space.pmap));
     lines.extend(reclaim(&space.reclaim));
     lines.extend(kept(&space.reclaim, limit));
-    lines.extend(working_set(&space.working_set));
+    lines.extend(working_set(&space.working_set, space.late_looks));
     lines
 }
 
@@ -93,7 +93,7 @@ fn kept(reclaim: &ReclaimTally, limit: Option<u64>) -> Option<String> {
 }
 
 /// A column for each look, or for several where there were many: the most that any of them found.
-fn working_set(samples: &[WorkingSetSample]) -> Option<String> {
+fn working_set(samples: &[WorkingSetSample], late: u64) -> Option<String> {
     let (first, last) = (samples.first()?, samples.last()?);
     let most = samples.iter().map(|sample| sample.accessed_pages).max().unwrap_or(0);
     let together = samples.len().div_ceil(COLUMNS);
@@ -104,8 +104,13 @@ fn working_set(samples: &[WorkingSetSample]) -> Option<String> {
     let plot: String = columns.map(|column| block(highest(column), most)).collect();
     let over = time(last.time_ns.saturating_sub(first.time_ns));
     let resident = samples.iter().map(|sample| sample.resident_pages).max().unwrap_or(0);
+    let late = if late == 0 {
+        String::new()
+    } else {
+        format!(", {late} of them late, or they had cost the guest too much")
+    };
     Some(format!(
-        "  working set {plot} at most {} between two looks, of {} resident; {} looks in {over}",
+        "  working set {plot} at most {} between two looks, of {} resident; {} looks in {over}{late}",
         size(most.saturating_mul(PAGE_SIZE)),
         size(resident.saturating_mul(PAGE_SIZE)),
         samples.len(),
@@ -145,10 +150,10 @@ mod tests {
 
     #[test]
     fn the_working_set_is_a_column_for_each_look_up_to_the_most() {
-        let line = working_set(&samples(&[0, 1, 256, 512])).unwrap();
+        let line = working_set(&samples(&[0, 1, 256, 512]), 0).unwrap();
         assert!(line.contains(" ▁▂▅█ at most 2.0 MiB "), "{line}");
         assert!(line.ends_with("of 4.0 MiB resident; 4 looks in 3.0 ms"), "{line}");
-        let idle = working_set(&samples(&[0, 0])).unwrap();
+        let idle = working_set(&samples(&[0, 0]), 0).unwrap();
         assert!(idle.contains(" ▁▁ at most 0 KiB "), "{idle}");
     }
 
@@ -156,7 +161,7 @@ mod tests {
     fn many_looks_share_columns_and_none_is_left_out() {
         let mut accessed = vec![1; 1_000];
         accessed[499] = u64::MAX;
-        let line = working_set(&samples(&accessed)).unwrap();
+        let line = working_set(&samples(&accessed), 0).unwrap();
         let plot: Vec<char> = line.chars().filter(|c| BLOCKS.contains(c)).collect();
         assert!(plot.len() <= COLUMNS, "{line}");
         assert_eq!(plot.iter().filter(|c| **c == '█').count(), 1, "{line}");

@@ -384,6 +384,8 @@ pub struct SpaceTally {
     pub reclaim: ReclaimTally,
     /// The working set over time, where harvests at intervals were asked for: the newest last.
     pub working_set: Vec<WorkingSetSample>,
+    /// Looks at it that waited because bringing back what the one before them took cost the guest too much.
+    pub late_looks: u64,
 }
 
 /// Nested faults by what was done about them.

@@ -7,23 +7,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actors::ActorName;
 use actors::contract::guest::Tidings;
-use actors::contract::page::{Harvest, PagedOut, Touch, WorkingSetSample};
+use actors::contract::page::PagedOut;
 use actors::contract::space::{Reply, SpaceRequest};
 
 use super::SpaceActor;
 use super::faults::Met;
-use super::shootdowns::{Waiting, answer};
+use super::shootdowns::answer;
 use crate::content::{Job, OutTicket};
-use crate::latency::nanoseconds;
 use crate::mirror::Mirror;
 use crate::swap::workers::{Answer, NotTaken, Workers};
-
-/// Looks at the working set that are kept: the newest.
-const SAMPLES: usize = 4096;
 
 /// Who waits for something to arrive or to leave.
 pub(super) enum Parked {
@@ -45,10 +41,6 @@ pub(super) struct Paging {
     outs: HashMap<OutTicket, Reply<PagedOut>>,
     /// Those that ended before their shootdown did: their last page was rescued meanwhile.
     ended_early: HashMap<OutTicket, PagedOut>,
-    pub(super) samples: VecDeque<WorkingSetSample>,
-    next_look: Option<Instant>,
-    /// Whether a look was the last thing that was done of looks and requests.
-    looked_last: bool,
     said_it_is_stuck: bool,
 }
 
@@ -215,61 +207,6 @@ impl<M: Mirror> SpaceActor<M> {
         }
         self.carry(left, Vec::new(), Instant::now());
         true
-    }
-
-    // ---- looks at the working set --------------------------------------------------------
-
-    /// How long until the next look; nothing when there is none.
-    pub(super) fn until_next_look(&self) -> Option<Duration> {
-        let next = self.paging.next_look?;
-        Some(next.saturating_duration_since(Instant::now()))
-    }
-
-    pub(super) fn begin_looks(&mut self) {
-        if let Some(every) = self.config.harvest_every {
-            self.space.expect_harvests();
-            self.paging.next_look = Some(Instant::now() + every);
-        }
-    }
-
-    /// A look or a request, in turn where both wait: looks that take longer than the time between them
-    /// shall not keep requests waiting for ever, nor requests looks.
-    pub(super) fn look_or_serve(&mut self) -> bool {
-        let looked_last = std::mem::take(&mut self.paging.looked_last);
-        (!looked_last && self.look_when_due())
-            || self.serve_request()
-            || (looked_last && self.look_when_due())
-    }
-
-    fn look_when_due(&mut self) -> bool {
-        let (Some(next), Some(every)) = (self.paging.next_look, self.config.harvest_every) else {
-            return false;
-        };
-        let began = Instant::now();
-        if began < next {
-            return false;
-        }
-        // A look that came late is not made up for.
-        self.paging.next_look = Some(began.max(next + every));
-        self.paging.looked_last = true;
-        match self.space.harvest_all(Touch::ACCESSED) {
-            Ok((removed, found)) => {
-                self.carry(removed, vec![Waiting::Sample(found, began)], began);
-            }
-            Err(error) => self.host_failed("look at the working set", &io::Error::other(error)),
-        }
-        true
-    }
-
-    pub(super) fn keep_sample(&mut self, harvest: &Harvest, began: Instant) {
-        if self.paging.samples.len() == SAMPLES {
-            self.paging.samples.pop_front();
-        }
-        self.paging.samples.push_back(WorkingSetSample {
-            time_ns: nanoseconds(began - self.config.epoch),
-            accessed_pages: harvest.accessed.count(),
-            resident_pages: self.space.resident_pages(),
-        });
     }
 }
 

@@ -157,6 +157,11 @@ impl<M: Mirror> VmSpace<M> {
         Ok((removed, found))
     }
 
+    /// Faults so far that only set an emulated accessed bit.
+    pub fn accessed_faults(&self) -> u64 {
+        self.guest.tally().emulated_reads
+    }
+
     /// Harvests come at intervals from now on, so that superpages that a harvest would take apart are not made.
     pub fn expect_harvests(&mut self) {
         self.is_harvested = true;
