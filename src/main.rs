@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use skep::ExitStatus;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, WhenAsked};
 
 /// An end with a sentence for stderr.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Host(args) => host::run(&args),
-        Command::Bench(args) => {
+        Command::Bench(WhenAsked(args)) => {
             bench::cli::run(&args).map_err(|why| Failure::new(why.exit_status(), why))
         }
     };

@@ -197,8 +197,12 @@ impl Content {
     fn set(&mut self, page: u64, state: Page) {
         self.pages.set(page, state);
         if state.has_frame() {
-            self.tally.peak_bytes = self.tally.peak_bytes.max(self.usage());
+            self.note_peak();
         }
+    }
+
+    fn note_peak(&mut self) {
+        self.tally.peak_bytes = self.tally.peak_bytes.max(self.usage());
     }
 
     /// Somebody stored to `pages`, which are in memory: their copies in the store are good no
@@ -249,6 +253,17 @@ impl Content {
         debug_assert_eq!(self.get(page), Page::Absent, "page {page} is somewhere already");
         self.set(page, Page::Resident(Kept::Nothing));
         self.epochs.stored(page);
+    }
+
+    /// The same for those of `pages` that are absent.
+    pub(crate) fn appear_where_absent(&mut self, pages: Range<u64>) {
+        for page in pages {
+            if self.pages.get(page) == Page::Absent {
+                self.pages.set(page, Page::Resident(Kept::Nothing));
+                self.epochs.stored(page);
+            }
+        }
+        self.note_peak();
     }
 
     /// A page that is zeroes in the store is zeroes in memory, and not stored to yet.

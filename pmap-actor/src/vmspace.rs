@@ -284,6 +284,12 @@ impl<M: Mirror> VmSpace<M> {
         self.memory.frame_of(gpa) / PAGE_SIZE
     }
 
+    /// The numbers of the pages of `range`.
+    fn page_numbers(&self, range: GpaRange) -> std::ops::Range<u64> {
+        let first = self.page_number(range.start());
+        first..first + range.pages()
+    }
+
     /// The monitor's address of `range`: its frames.
     fn frames(&self, range: GpaRange) -> GpaRange {
         let first = Gpa(self.memory.frame_of(range.start()));

@@ -91,7 +91,7 @@ impl<M: Mirror> VmSpace<M> {
         found: &mut Harvested,
     ) -> Result<Removed, SpaceError> {
         let frames = self.frames(range);
-        let pages = frames.start().0 / PAGE_SIZE..frames.end().0 / PAGE_SIZE;
+        let pages = self.page_numbers(range);
         let unheard = &mut self.content.unheard;
         if what.contains(Touch::ACCESSED) {
             unheard.accessed.drain_into(pages.clone(), &mut found.accessed);

@@ -117,12 +117,7 @@ impl<M: Mirror> VmSpace<M> {
     fn make_resident(&mut self, range: GpaRange) -> io::Result<()> {
         self.allocate_whole_blocks(range);
         self.memory.populate(range)?;
-        for page in range.iter_pages() {
-            let number = self.page_number(page);
-            if self.content.get(number) == Page::Absent {
-                self.content.appear(number);
-            }
-        }
+        self.content.appear_where_absent(self.page_numbers(range));
         Ok(())
     }
 
@@ -190,7 +185,12 @@ impl<M: Mirror> VmSpace<M> {
             let hold = self.holds.iter().position(|hold| *hold == range);
             self.holds
                 .swap_remove(hold.ok_or(SpaceError::WrongState { range, state: "not held" })?);
-            for (run, is_held) in runs(range, |page| self.is_held(GpaRange::page_of(page))) {
+            // Mostly nobody else holds any of it.
+            let parts = match self.is_held(range) {
+                false => vec![(range, false)],
+                true => runs(range, |page| self.is_held(GpaRange::page_of(page))),
+            };
+            for (run, is_held) in parts {
                 if !is_held {
                     let frames = self.frames(run);
                     let mut told = Told { content: &mut self.content, memory: None };
@@ -213,10 +213,12 @@ impl<M: Mirror> VmSpace<M> {
                 continue;
             }
             let part = entry.range.intersection(range).expect("it overlaps");
+            // After loading nothing is mapped yet: no need to walk for each page.
+            let is_unmapped = self.guest.tables().mapped_pages_in(part) == 0;
             let class = |page| {
                 let number = self.page_number(page);
                 let is_missing = matches!(self.content.get(number), Page::Resident(_))
-                    && self.guest.leaf(page).is_none();
+                    && (is_unmapped || self.guest.leaf(page).is_none());
                 (is_missing, self.is_dirty_already(number))
             };
             for (run, (is_missing, is_dirty)) in runs(part, class) {

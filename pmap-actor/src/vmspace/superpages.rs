@@ -222,12 +222,10 @@ impl<M: Mirror> VmSpace<M> {
             }
             MappedHuge::Huge => true,
         };
-        for page in block.iter_pages() {
-            let number = self.page_number(page);
-            match contents {
-                Contents::Fresh => self.content.appear(number),
-                Contents::Resident => self.content.mapped(number),
-            }
+        let numbers = self.page_numbers(block);
+        match contents {
+            Contents::Fresh => self.content.appear_where_absent(numbers),
+            Contents::Resident => numbers.for_each(|page| self.content.mapped(page)),
         }
         let frame = self.memory.frame_of(block.start());
         let wanted = Wanted {
