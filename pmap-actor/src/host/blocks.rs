@@ -49,14 +49,14 @@ impl GuestMemory {
         checked(unsafe { libc::madvise(self.place(range), self.len(range), advice) })
     }
 
-    /// Makes `block`, of which nothing exists, exist as one huge page, if the host pleases; else some
-    /// pages of it exist afterwards, or none.
+    /// Makes `blocks`, one or several in a row of which nothing exists, exist as a huge page each, if the host pleases;
+    /// else some pages of them exist afterwards, or none.
     ///
     /// # Errors
     ///
     /// The operating system's.
-    pub(crate) fn allocate_huge(&self, block: GpaRange) -> io::Result<()> {
-        Window::new(&self.file, self.frame_of(block.start()))?.populate_huge()
+    pub(crate) fn allocate_huge(&self, blocks: GpaRange) -> io::Result<()> {
+        Window::new(&self.file, self.frame_of(blocks.start()), blocks.len())?.populate_huge()
     }
 
     /// The first frame at or behind `frame` that has contents, wherever the host keeps them (its swap, too).

@@ -117,7 +117,7 @@ impl HugeSupport {
 /// Whether two megabytes of pages can be made one page; the outer error is about making them.
 fn try_it_out(file: &File, at_once: bool) -> io::Result<io::Result<()>> {
     file.set_len(HUGE)?;
-    let window = Window::new(file, 0)?;
+    let window = Window::new(file, 0, HUGE)?;
     if at_once {
         // Cheaper to collapse; and if it fails, small ones come next.
         let _ = window.populate_huge();

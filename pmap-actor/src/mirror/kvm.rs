@@ -157,7 +157,7 @@ impl KvmMirror {
 
     /// Makes `block`, all of which exists and the guest may write, one huge mapping: out of
     /// userfaultfd's sight, which is given back whatever happens.
-    fn make_huge(&mut self, block: GpaRange) -> io::Result<Result<(), NotHuge>> {
+    fn make_huge(&mut self, block: GpaRange, is_mapped: bool) -> io::Result<Result<(), NotHuge>> {
         let (address, len) = (self.address(block), block.len());
         if let Err(error) = self.userfault.unregister(address, len) {
             // Nothing has changed: the process has too many mappings to split one.
@@ -165,7 +165,9 @@ impl KvmMirror {
         }
         // One flush of KVM's tables for all of it; else the host takes page after page out, with a
         // flush each. It refuses this for locked memory, which therefore takes longer.
-        let _ = self.memory.unmap_view(block);
+        if is_mapped {
+            let _ = self.memory.unmap_view(block);
+        }
         let mut done = self.memory.collapse_view(block);
         for _ in 1..ATTEMPTS {
             if done.as_ref().is_err_and(|error| NotHuge::of(error) == NotHuge::Busy) {
@@ -370,7 +372,7 @@ impl Mirror for KvmMirror {
         if let Some(why) = self.obstacle(block)? {
             return Ok(Promoted::Refused(why));
         }
-        Ok(match self.make_huge(block)? {
+        Ok(match self.make_huge(block, true)? {
             Ok(()) => {
                 self.huge.insert(block.start(), Block::Mapped);
                 Promoted::Huge
@@ -398,7 +400,7 @@ impl Mirror for KvmMirror {
         {
             return Ok(MappedHuge::Refused(why));
         }
-        Ok(match self.make_huge(block)? {
+        Ok(match self.make_huge(block, false)? {
             Ok(()) => {
                 self.huge.insert(block.start(), Block::Mapped);
                 MappedHuge::Huge
