@@ -188,6 +188,19 @@ impl GpaRange {
         (start < end).then(|| Self { start, len: end.0 - start.0 })
     }
 
+    /// Its pieces of `bytes` bytes, upwards; the last may be shorter.
+    ///
+    /// # Panics
+    ///
+    /// When `bytes` is not a positive multiple of 4096.
+    pub fn pieces(self, bytes: u64) -> impl Iterator<Item = Self> {
+        assert!(bytes > 0 && bytes.is_multiple_of(PAGE_SIZE), "{bytes} bytes are not whole pages");
+        (0..self.len.div_ceil(bytes)).map(move |piece| {
+            let from = piece * bytes;
+            Self { start: Gpa(self.start.0 + from), len: bytes.min(self.len - from) }
+        })
+    }
+
     /// The addresses of its pages, upwards.
     pub fn iter_pages(self) -> impl Iterator<Item = Gpa> {
         (0..self.pages()).map(move |page| Gpa(self.start.0 + page * PAGE_SIZE))
@@ -265,6 +278,15 @@ mod tests {
         let range = GpaRange::covering(Gpa(0x1fff), 2).unwrap();
         assert_eq!((range.start(), range.end()), (Gpa(0x1000), Gpa(0x3000)));
         assert_eq!(range.iter_pages().collect::<Vec<_>>(), [Gpa(0x1000), Gpa(0x2000)]);
+    }
+
+    #[test]
+    fn pieces_cover_a_range_and_the_last_is_what_is_left() {
+        let range = GpaRange::new(Gpa(0x3000), 5 * PAGE_SIZE).unwrap();
+        let pieces: Vec<_> =
+            range.pieces(2 * PAGE_SIZE).map(|part| (part.start().0, part.pages())).collect();
+        assert_eq!(pieces, [(0x3000, 2), (0x5000, 2), (0x7000, 1)]);
+        assert_eq!(range.pieces(1 << 40).collect::<Vec<_>>(), [range]);
     }
 
     #[test]

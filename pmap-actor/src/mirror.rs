@@ -14,7 +14,7 @@ use std::sync::Arc;
 use actors::contract::device::ScatterList;
 use actors::{Access, GpaRange, Protection};
 
-use crate::host::huge::NotHuge;
+use crate::host::huge::{HUGE, NotHuge};
 use crate::host::memory::GuestMemory;
 use crate::host::userfault::Installed;
 use crate::vmspace::Served;
@@ -43,12 +43,12 @@ pub enum MappedHuge {
     Refused(NotHuge),
 }
 
-/// What is in a block that is to be mapped at once.
+/// What is in blocks that are to be mapped at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
-    /// Nothing of it exists: zeroes.
+    /// Nothing exists: zeroes.
     Fresh,
-    /// Every page of it is in the object, and none is mapped.
+    /// Every page is in the object, and none is mapped.
     Resident,
 }
 
@@ -129,12 +129,13 @@ pub trait Mirror {
     /// The host's refusal, after which nobody reaches the block any more: the guest cannot go on.
     fn promote(&mut self, block: GpaRange) -> io::Result<Promoted>;
 
-    /// Gives the guest 2 MiB in one piece, writable; whoever waits in it goes on.
+    /// Gives the guest `blocks`, one or, where they are resident, several in a row, each in one piece, writable; whoever
+    /// waits in them goes on.
     ///
     /// # Errors
     ///
     /// As for [`Mirror::promote`].
-    fn map_huge(&mut self, block: GpaRange, contents: Contents) -> io::Result<MappedHuge>;
+    fn map_huge(&mut self, blocks: GpaRange, contents: Contents) -> io::Result<MappedHuge>;
 
     /// Shows a device's memory in `range`, of which nothing exists: from now on it is there for good, and none of
     /// the calls above is about it.
@@ -233,14 +234,17 @@ impl Mirror for SoftMirror {
         Ok(Promoted::Huge)
     }
 
-    fn map_huge(&mut self, block: GpaRange, contents: Contents) -> io::Result<MappedHuge> {
+    fn map_huge(&mut self, blocks: GpaRange, contents: Contents) -> io::Result<MappedHuge> {
         if contents == Contents::Resident {
-            return self.promote(block).map(|_| MappedHuge::Huge);
+            for block in blocks.pieces(HUGE) {
+                self.promote(block)?;
+            }
+            return Ok(MappedHuge::Huge);
         }
-        match self.memory.populate_for_walkers(block) {
+        match self.memory.populate_for_walkers(blocks) {
             Ok(()) => Ok(MappedHuge::Huge),
             Err(error) => {
-                self.memory.free(block)?;
+                self.memory.free(blocks)?;
                 Ok(MappedHuge::Refused(NotHuge::of(&error)))
             }
         }

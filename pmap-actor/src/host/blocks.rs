@@ -16,22 +16,28 @@ impl GuestMemory {
     /// (They are, unless the memory below 4 GiB ends elsewhere.)
     #[must_use]
     pub fn is_block(&self, block: GpaRange) -> bool {
-        self.pages() == HugePages::Transparent
-            && block.len() == HUGE
-            && block.start().0.is_multiple_of(HUGE)
-            && self.layout().covers(block)
-            && self.frame_of(block.start()).is_multiple_of(HUGE)
+        block.len() == HUGE && self.are_blocks(block)
     }
 
-    /// Makes what is in `block` one huge page, mapped as one in the guest view. Everything of it must
+    /// The same of several in a row.
+    #[must_use]
+    pub fn are_blocks(&self, blocks: GpaRange) -> bool {
+        self.pages() == HugePages::Transparent
+            && blocks.len().is_multiple_of(HUGE)
+            && blocks.start().0.is_multiple_of(HUGE)
+            && self.layout().covers(blocks)
+            && self.frame_of(blocks.start()).is_multiple_of(HUGE)
+    }
+
+    /// Makes what is in each of `blocks` one huge page, mapped as one in the guest view. Everything of them must
     /// exist: where a page does not, the kernel refuses while a neighbour is registered with
     /// userfaultfd.
     ///
     /// # Errors
     ///
-    /// The operating system's; then some pages of the block may not be mapped any more.
-    pub(crate) fn collapse_view(&self, block: GpaRange) -> io::Result<()> {
-        self.advise_view(block, MADV_COLLAPSE)
+    /// The operating system's; then some pages of them may not be mapped any more.
+    pub(crate) fn collapse_view(&self, blocks: GpaRange) -> io::Result<()> {
+        self.advise_view(blocks, MADV_COLLAPSE)
     }
 
     /// Maps what of `range` is not mapped in the guest view. The range must not be registered with

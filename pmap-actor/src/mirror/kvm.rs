@@ -155,10 +155,10 @@ impl KvmMirror {
         Ok(Ok(()))
     }
 
-    /// Makes `block`, all of which exists and the guest may write, one huge mapping: out of
+    /// Makes each of `blocks`, all of which exist and the guest may write, one huge mapping: out of
     /// userfaultfd's sight, which is given back whatever happens.
-    fn make_huge(&mut self, block: GpaRange, is_mapped: bool) -> io::Result<Result<(), NotHuge>> {
-        let (address, len) = (self.address(block), block.len());
+    fn make_huge(&mut self, blocks: GpaRange, is_mapped: bool) -> io::Result<Result<(), NotHuge>> {
+        let (address, len) = (self.address(blocks), blocks.len());
         if let Err(error) = self.userfault.unregister(address, len) {
             // Nothing has changed: the process has too many mappings to split one.
             return Ok(Err(NotHuge::of(&error)));
@@ -166,22 +166,22 @@ impl KvmMirror {
         // One flush of KVM's tables for all of it; else the host takes page after page out, with a
         // flush each. It refuses this for locked memory, which therefore takes longer.
         if is_mapped {
-            let _ = self.memory.unmap_view(block);
+            let _ = self.memory.unmap_view(blocks);
         }
-        let mut done = self.memory.collapse_view(block);
+        let mut done = self.memory.collapse_view(blocks);
         for _ in 1..ATTEMPTS {
             if done.as_ref().is_err_and(|error| NotHuge::of(error) == NotHuge::Busy) {
-                done = self.memory.collapse_view(block);
+                done = self.memory.collapse_view(blocks);
             }
         }
         if done.is_err() {
             // As it was: every page mapped. (Where even that fails, the next touch of a page is a
             // fault that `mend` serves.)
-            let _ = self.memory.populate_view(block);
+            let _ = self.memory.populate_view(blocks);
         }
         if let Err(error) = self.userfault.register(address, len) {
             // Nobody may meet a page that we cannot watch.
-            self.memory.set_view_access(block, false)?;
+            self.memory.set_view_access(blocks, false)?;
             return Err(error);
         }
         Ok(done.map_err(|error| NotHuge::of(&error)))
@@ -385,28 +385,33 @@ impl Mirror for KvmMirror {
     /// waits for us. Only when all of it exists is it taken out of userfaultfd's sight, for the reasons that
     /// [`KvmMirror::promote`] gives. (Collapsing it with one page in it, which would save 511 allocations, is refused as long as a
     /// neighbour is registered.)
-    fn map_huge(&mut self, block: GpaRange, contents: Contents) -> io::Result<MappedHuge> {
+    fn map_huge(&mut self, blocks: GpaRange, contents: Contents) -> io::Result<MappedHuge> {
         if self.is_fixed() {
             return Ok(MappedHuge::Huge);
         }
-        if !self.memory.is_block(block) {
+        let fits = match contents {
+            Contents::Fresh => self.memory.is_block(blocks),
+            Contents::Resident => self.memory.are_blocks(blocks),
+        };
+        if !fits {
             return Ok(MappedHuge::Refused(NotHuge::Misplaced));
         }
         if self.support().is_none() {
             return Ok(MappedHuge::Refused(NotHuge::Unsupported));
         }
         if contents == Contents::Fresh
-            && let Err(why) = self.make_fresh(block)?
+            && let Err(why) = self.make_fresh(blocks)?
         {
             return Ok(MappedHuge::Refused(why));
         }
-        Ok(match self.make_huge(block, false)? {
+        Ok(match self.make_huge(blocks, false)? {
             Ok(()) => {
-                self.huge.insert(block.start(), Block::Mapped);
+                let starts = blocks.pieces(HUGE).map(GpaRange::start);
+                self.huge.extend(starts.map(|start| (start, Block::Mapped)));
                 MappedHuge::Huge
             }
             Err(why) => {
-                self.map_all(block, true)?;
+                self.map_all(blocks, true)?;
                 MappedHuge::Small(why)
             }
         })

@@ -38,10 +38,7 @@ impl<M: Mirror> VmSpace<M> {
         if !self.bring_in_all(range)? {
             return Ok(Done::Waits);
         }
-        let mut next = range.start();
-        while next < range.end() {
-            let bytes = AT_ONCE.min(range.end().0 - next.0);
-            let part = GpaRange::new(next, bytes).expect("part of a range");
+        for part in range.pieces(AT_ONCE) {
             if let Err(error) = self.wire_part(part) {
                 if part.start() > range.start() {
                     let done = GpaRange::new(range.start(), part.start().0 - range.start().0);
@@ -49,7 +46,6 @@ impl<M: Mirror> VmSpace<M> {
                 }
                 return Err(host("wire guest memory", &error));
             }
-            next = part.end();
             beat();
         }
         Ok(Done::Now)

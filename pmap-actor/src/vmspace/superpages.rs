@@ -32,6 +32,10 @@ use crate::mirror::{Contents, MappedHuge, Mirror, Promoted};
 use crate::object::Page;
 use crate::pmap::{Unaccessed, Wanted};
 
+/// Bytes of blocks that the host is asked for in one call: each takes it half a millisecond, and several times that if it is
+/// slow.
+const AT_ONCE: u64 = 16 * BLOCK;
+
 /// When to make superpages. (The pmap's flags say whether there can be any.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superpages {
@@ -93,6 +97,13 @@ impl Cooling {
 /// The block of `at`.
 fn block_of(at: Gpa) -> GpaRange {
     GpaRange::new(Gpa(at.0 / BLOCK * BLOCK), BLOCK).expect("memory ends before 64 bits")
+}
+
+/// The blocks that lie in `range` as a whole, if there are any.
+fn whole_blocks(range: GpaRange) -> Option<GpaRange> {
+    let start = range.start().0.next_multiple_of(BLOCK);
+    let bytes = (range.end().0 / BLOCK * BLOCK).checked_sub(start)?;
+    GpaRange::new(Gpa(start), bytes).ok()
 }
 
 /// Where the block after that of `at` begins.
@@ -196,20 +207,20 @@ impl<M: Mirror> VmSpace<M> {
         if !is_wanted {
             return Ok(None);
         }
-        let entered = self.enter_block(block, access, entry, Contents::Fresh)?;
+        let entered = self.enter_blocks(block, access, entry, Contents::Fresh)?;
         Ok(entered.then_some(Served::ZeroFilled(pages)))
     }
 
-    /// Enters `block`, of which nothing is mapped and which the guest may write, in one piece where that can be had. `false`:
+    /// Enters `blocks`, of which nothing is mapped and which the guest may write, each in one piece where that can be had. `false`:
     /// nothing was done.
-    fn enter_block(
+    fn enter_blocks(
         &mut self,
-        block: GpaRange,
+        blocks: GpaRange,
         access: Access,
         entry: &MapEntry,
         contents: Contents,
     ) -> io::Result<bool> {
-        let is_huge = match self.mirror.map_huge(block, contents)? {
+        let is_huge = match self.mirror.map_huge(blocks, contents)? {
             MappedHuge::Refused(why) => {
                 self.blocks.refused(why);
                 return Ok(false);
@@ -220,12 +231,11 @@ impl<M: Mirror> VmSpace<M> {
             }
             MappedHuge::Huge => true,
         };
-        let numbers = self.page_numbers(block);
+        let numbers = self.page_numbers(blocks);
         match contents {
             Contents::Fresh => self.content.appear_where_absent(numbers),
             Contents::Resident => numbers.for_each(|page| self.content.mapped(page)),
         }
-        let frame = self.memory.frame_of(block.start());
         let wanted = Wanted {
             protection: entry.protection,
             attribute: Attribute::MEMORY,
@@ -233,9 +243,12 @@ impl<M: Mirror> VmSpace<M> {
             dirty: true,
             wired: entry.wired,
         };
-        if !is_huge || self.guest.enter_superpage(block.start(), frame, wanted).is_err() {
-            for page in block.iter_pages() {
-                self.enter(page, entry, access)?;
+        for block in blocks.pieces(BLOCK) {
+            let frame = self.memory.frame_of(block.start());
+            if !is_huge || self.guest.enter_superpage(block.start(), frame, wanted).is_err() {
+                for page in block.iter_pages() {
+                    self.enter(page, entry, access)?;
+                }
             }
         }
         Ok(true)
@@ -253,15 +266,14 @@ impl<M: Mirror> VmSpace<M> {
             && entry.protection.contains(Protection::WRITE)
             && self.settings.flags.contains(PmapFlags::SUPERPAGES)
             && !self.would_not_last();
-        let (mut next, mut block) = (run.start(), block_of(run.start()));
-        while are_wanted && block.end() <= run.end() {
-            if block.start() >= next
-                && self.enter_block(block, Access::Read, entry, Contents::Resident)?
-            {
-                self.install_unused(next, block.start(), entry)?;
-                next = block.end();
+        let mut next = run.start();
+        if are_wanted && let Some(blocks) = whole_blocks(run) {
+            for row in blocks.pieces(AT_ONCE) {
+                if self.enter_blocks(row, Access::Read, entry, Contents::Resident)? {
+                    self.install_unused(next, row.start(), entry)?;
+                    next = row.end();
+                }
             }
-            block = block_of(block.end());
         }
         self.install_unused(next, run.end(), entry)
     }
@@ -280,32 +292,25 @@ impl<M: Mirror> VmSpace<M> {
     /// Where blocks of which nothing exists are about to be filled, they may as well be huge pages of the host from the
     /// start: a promotion has nothing to copy then. What the host refuses comes in small pages.
     pub(super) fn allocate_whole_blocks(&self, range: GpaRange) {
-        // So many at once: each takes half a millisecond, and several times that on a slow host.
-        const AT_ONCE: u64 = 16 * BLOCK;
         let is_wanted = self.settings.flags.contains(PmapFlags::SUPERPAGES)
             && self.memory.takes_advice()
             && !self.content.is_limited();
-        let first = Gpa(range.start().0.next_multiple_of(BLOCK));
-        let last = Gpa(range.end().0 / BLOCK * BLOCK);
-        let mut next = first;
-        while is_wanted && next < last {
-            let mut end = next;
-            while end < last && end.0 - next.0 < AT_ONCE && self.is_fresh(block_of(end)) {
-                end.0 += BLOCK;
+        let Some(blocks) = whole_blocks(range).filter(|_| is_wanted) else { return };
+        for row in blocks.pieces(AT_ONCE) {
+            // Whatever it came to, the rest is populated next.
+            if !self.allocate_if_fresh(row) {
+                for block in row.pieces(BLOCK) {
+                    self.allocate_if_fresh(block);
+                }
             }
-            if let Ok(blocks) = GpaRange::new(next, end.0 - next.0) {
-                // Whatever it came to, the rest is populated next.
-                let _ = self.memory.allocate_huge(blocks);
-            }
-            // The one that ended the row is not fresh.
-            next = if end.0 - next.0 < AT_ONCE { block_after(end) } else { end };
         }
     }
 
-    /// Whether `block` can be one huge page, and nothing of it exists.
-    fn is_fresh(&self, block: GpaRange) -> bool {
-        let mut pages = self.page_numbers(block);
-        self.memory.is_block(block) && pages.all(|page| self.content.get(page) == Page::Absent)
+    /// `false`: something of `blocks` exists, or they cannot be huge pages.
+    fn allocate_if_fresh(&self, blocks: GpaRange) -> bool {
+        let are_fresh = self.memory.are_blocks(blocks)
+            && self.page_numbers(blocks).all(|page| self.content.get(page) == Page::Absent);
+        are_fresh && self.memory.allocate_huge(blocks).is_ok()
     }
 
     /// Promotes the whole blocks of `range` that can be.

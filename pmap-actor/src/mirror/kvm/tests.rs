@@ -155,8 +155,11 @@ fn a_piece_of_a_block_and_a_block_off_its_boundary_are_misplaced() {
     for range in [pages(0, 511), pages(1, 511), pages(1, 512), pages(0, 1024)] {
         let refused = host.mirror.promote(range).unwrap();
         assert_eq!(refused, Promoted::Refused(NotHuge::Misplaced));
-        let refused = host.mirror.map_huge(range, Contents::Fresh).unwrap();
-        assert_eq!(refused, MappedHuge::Refused(NotHuge::Misplaced));
+        let mut map = |contents| host.mirror.map_huge(range, contents).unwrap();
+        assert_eq!(map(Contents::Fresh), MappedHuge::Refused(NotHuge::Misplaced));
+        if range.len() != 2 * HUGE {
+            assert_eq!(map(Contents::Resident), MappedHuge::Refused(NotHuge::Misplaced));
+        }
     }
 }
 
@@ -344,6 +347,25 @@ fn a_block_that_exists_is_mapped_in_one_piece_with_what_it_holds_and_is_watched_
         }
         host.mirror.unmap(block()).unwrap();
         assert_eq!(host.load(block().start()), None);
+    }
+}
+
+#[test]
+fn blocks_in_a_row_that_exist_are_mapped_in_one_piece_each_and_lose_a_page_alone() {
+    let Some(mut host) = Host::new() else { return };
+    let row = pages(0, 1024);
+    host.memory.populate(row).unwrap();
+    host.memory.backing().write_obj(7u64, GuestAddress(page(700).start().0)).unwrap();
+    assert_eq!(host.mirror.map_huge(row, Contents::Resident).unwrap(), MappedHuge::Huge);
+    let start = host.memory.guest_address(row.start());
+    let huge = Pagemap::open().unwrap().huge(start, start + 2 * HUGE).unwrap().unwrap();
+    assert_eq!(huge.iter().map(|it| it.end - it.start).sum::<u64>(), 2 * HUGE);
+    host.mirror.unmap(page(513)).unwrap();
+    assert_eq!(host.load(page(513).start()), None);
+    assert!(host.is_huge(), "the first of them is as it was");
+    assert_eq!(host.load(page(700).start()), Some(7));
+    for at in row.iter_pages().filter(|at| *at != page(513).start()) {
+        assert!(host.load(at).is_some(), "{at} is mapped still");
     }
 }
 
