@@ -59,9 +59,6 @@ paged, is on stdout. The status is 0 when every run was clean.
 /// The hidden subcommand that does it, inside the lab.
 pub(crate) const INSIDE: &str = "soak-inside";
 
-/// The longest that one run may take in the lab.
-const RUN_LIMIT: Duration = Duration::from_secs(1_500);
-
 /// What was typed.
 #[derive(Clone, Debug)]
 struct Soak {
@@ -128,7 +125,7 @@ fn in_the_lab(soak: &Soak, arguments: &[OsString], cases: usize) -> Outcome<u8> 
     let mut lab = Lab::new(shell_line(&inside));
     lab.files.push((ours::ourselves()?, program));
     let cases = u32::try_from(cases).unwrap_or(u32::MAX);
-    lab.limit = Duration::from_secs(soak.minutes.saturating_mul(60)) + RUN_LIMIT * cases;
+    lab.limit = Duration::from_secs(soak.minutes.saturating_mul(60)) + matrix::limit("kvm") * cases;
     lab.run()
 }
 
@@ -179,7 +176,7 @@ fn one(case: &Case, images: &Images, place: &Place) -> Outcome<Row> {
     let mut command = Command::new(&place.skep);
     command.args(case.arguments(images)).current_dir(&place.folder);
     let sampler = Sampler::default();
-    let watched = watch(&mut command, HELLO, matrix::LIMIT, |process| sampler.begin(process))?;
+    let watched = watch(&mut command, HELLO, case.limit(), |process| sampler.begin(process))?;
     let sampled = sampler.end();
     let report = fs::read_to_string(place.folder.join(REPORT)).unwrap_or_default();
     let row = judge::judge(case, &watched, &report, sampled);
