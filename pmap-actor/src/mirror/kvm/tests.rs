@@ -370,6 +370,16 @@ fn blocks_in_a_row_that_exist_are_mapped_in_one_piece_each_and_lose_a_page_alone
 }
 
 #[test]
+fn a_block_that_was_read_only_before_it_was_unmapped_comes_back_writable() {
+    let Some(mut host) = Host::with_a_block() else { return };
+    host.mirror.set_writable(block(), false).unwrap();
+    host.mirror.unmap(block()).unwrap();
+    assert_eq!(host.mirror.map_huge(block(), Contents::Resident).unwrap(), MappedHuge::Huge);
+    assert!(host.is_huge());
+    assert!(block().iter_pages().all(|at| host.store(at, 1)));
+}
+
+#[test]
 fn a_block_with_something_in_it_is_not_mapped_as_fresh_and_keeps_it() {
     let Some(mut host) = Host::new() else { return };
     host.memory.backing().write_obj(7u64, GuestAddress(page(300).start().0)).unwrap();
