@@ -153,6 +153,9 @@ mod tests {
         let line = working_set(&samples(&[0, 1, 256, 512]), 0).unwrap();
         assert!(line.contains(" ▁▂▅█ at most 2.0 MiB "), "{line}");
         assert!(line.ends_with("of 4.0 MiB resident; 4 looks in 3.0 ms"), "{line}");
+        assert!(!line.contains("late"));
+        let late = working_set(&samples(&[1, 2]), 3).unwrap();
+        assert!(late.contains("3 of them late"), "{late}");
         let idle = working_set(&samples(&[0, 0]), 0).unwrap();
         assert!(idle.contains(" ▁▁ at most 0 KiB "), "{idle}");
     }
