@@ -33,11 +33,13 @@ struct Pace {
     returned: u64,
     /// Whether the next one waits for what the last one cost.
     waits: bool,
+    /// How many had to.
+    late: u64,
 }
 
 impl Pace {
     fn new(every: Duration, now: Instant) -> Self {
-        Self { every, next: now + every, last: now, returned: 0, waits: false }
+        Self { every, next: now + every, last: now, returned: 0, waits: false, late: 0 }
     }
 
     /// Whether it is time: `returned` pages lost their bit and were used again so far, for `each` of the pmap's time.
@@ -47,17 +49,18 @@ impl Pace {
         }
         let pages = u32::try_from(returned - self.returned).unwrap_or(u32::MAX);
         let paid = self.last + each.saturating_mul(pages).saturating_mul(SHARE);
-        self.waits = now < paid;
-        if self.waits {
-            self.next = paid;
+        if now >= paid {
+            return true;
         }
-        !self.waits
+        self.late += u64::from(!self.waits);
+        (self.waits, self.next) = (true, paid);
+        false
     }
 
     /// One begins. One that came late is not made up for.
     fn begin(&mut self, now: Instant, returned: u64) {
         self.next = now.max(self.next + self.every);
-        (self.last, self.returned) = (now, returned);
+        (self.last, self.returned, self.waits) = (now, returned, false);
     }
 }
 
@@ -69,8 +72,13 @@ pub(super) struct Looks {
     /// Whether a look was the last thing that was done of looks and requests.
     was_last: bool,
     pub(super) samples: VecDeque<WorkingSetSample>,
-    /// Those that had to wait for what the one before them cost.
-    pub(super) late: u64,
+}
+
+impl Looks {
+    /// How many had to wait for what the one before them cost.
+    pub(super) fn late(&self) -> u64 {
+        self.pace.as_ref().map_or(0, |pace| pace.late)
+    }
 }
 
 impl<M: Mirror> SpaceActor<M> {
@@ -98,14 +106,8 @@ impl<M: Mirror> SpaceActor<M> {
 
     fn look_when_due(&mut self) -> bool {
         let Some(pace) = &mut self.looks.pace else { return false };
-        let began = Instant::now();
-        if began < pace.next {
-            return false;
-        }
-        let returned = self.space.accessed_faults();
-        let was_late = pace.waits;
+        let (began, returned) = (Instant::now(), self.space.accessed_faults());
         if !pace.is_due(began, returned, self.counted.fault_service.mean()) {
-            self.looks.late += u64::from(!was_late);
             return false;
         }
         pace.begin(began, returned);
@@ -157,13 +159,16 @@ mod tests {
         pace.begin(start + 100 * MS, 0);
         // 50 ms of faults are a sixteenth of 800.
         assert!(!pace.is_due(start + 200 * MS, 50, MS));
-        assert_eq!((pace.waits, pace.next), (true, start + 900 * MS));
+        assert_eq!((pace.late, pace.next), (1, start + 900 * MS));
         // More came back meanwhile.
         assert!(!pace.is_due(start + 900 * MS, 60, MS));
         assert_eq!(pace.next, start + 1060 * MS);
         assert!(pace.is_due(start + 1060 * MS, 60, MS));
-        assert!(!pace.waits);
         pace.begin(start + 1060 * MS, 60);
         assert!(pace.is_due(start + 1160 * MS, 60, MS), "what is paid for is forgotten");
+        assert_eq!(pace.late, 1, "it is one look, however often it waits");
+        pace.begin(start + 1160 * MS, 60);
+        assert!(!pace.is_due(start + 1260 * MS, 110, MS));
+        assert_eq!(pace.late, 2);
     }
 }

@@ -294,7 +294,7 @@ impl<M: Mirror> SpaceActor<M> {
             pmap: self.space.pmap_tally(),
             reclaim: self.space.reclaim_tally(),
             working_set: self.looks.samples.iter().copied().collect(),
-            late_looks: self.looks.late,
+            late_looks: self.looks.late(),
         }
     }
 }
