@@ -203,7 +203,7 @@ impl<M: Mirror> VmSpace<M> {
             && self.guest.tables().block(gpa) == Block::Empty
             && !self.content.is_limited()
             && !self.would_not_last()
-            && self.page_numbers(block).all(|page| self.content.get(page) == Page::Absent);
+            && self.is_absent(block);
         if !is_wanted {
             return Ok(None);
         }
@@ -308,9 +308,14 @@ impl<M: Mirror> VmSpace<M> {
 
     /// `false`: something of `blocks` exists, or they cannot be huge pages.
     fn allocate_if_fresh(&self, blocks: GpaRange) -> bool {
-        let are_fresh = self.memory.are_blocks(blocks)
-            && self.page_numbers(blocks).all(|page| self.content.get(page) == Page::Absent);
-        are_fresh && self.memory.allocate_huge(blocks).is_ok()
+        self.memory.are_blocks(blocks)
+            && self.is_absent(blocks)
+            && self.memory.allocate_huge(blocks).is_ok()
+    }
+
+    /// Whether nothing of `range` exists anywhere.
+    fn is_absent(&self, range: GpaRange) -> bool {
+        self.page_numbers(range).all(|page| self.content.get(page) == Page::Absent)
     }
 
     /// Promotes the whole blocks of `range` that can be.
