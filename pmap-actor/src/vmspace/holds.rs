@@ -109,8 +109,9 @@ impl<M: Mirror> VmSpace<M> {
         self.memory.unlock(range).map_err(|error| host("unlock guest memory", &error))
     }
 
-    /// Makes the frames of a range exist. What was absent is zeroes, and dirty.
+    /// Makes the frames of a range exist, and what comes with them. What was absent is zeroes, and dirty.
     fn make_resident(&mut self, range: GpaRange) -> io::Result<()> {
+        let range = self.with_its_blocks(range);
         self.allocate_whole_blocks(range);
         self.memory.populate(range)?;
         self.content.appear_where_absent(self.page_numbers(range));
@@ -201,8 +202,9 @@ impl<M: Mirror> VmSpace<M> {
         Ok(())
     }
 
-    /// Enters every resident page of `range` that has no leaf yet.
+    /// Enters every resident page of `range` that has no leaf yet, and what came with it.
     fn install_resident(&mut self, range: GpaRange) -> io::Result<()> {
+        let range = self.with_resident_blocks(range);
         let entries: Vec<_> = self.map.overlapping(range).copied().collect();
         for entry in entries {
             if !entry.protection.contains(Protection::READ) {

@@ -145,9 +145,34 @@ fn a_block_that_was_filled_under_a_hold_comes_at_once_when_it_is_released() {
         let load = [Step::Hold(whole, rw), Step::HoldStore(0, 7), Step::Release(0, true)];
         let (pmap, _) = run(setup, &[&load[..], &[touch(5, Write), touch(500, Read)]].concat());
         assert_eq!((pmap.superpages_entered, pmap.promotions), (1, 0));
-        // A page short of a block, and there is none.
+        // A page short of a block, and there is one only where a first touch brings it all.
         let short = [Step::Hold(span(0, 511), rw), Step::Release(0, true), touch(5, Write)];
         let (pmap, _) = run(setup, &short);
-        assert_eq!((pmap.superpages_entered, pmap.promotions), (0, 0));
+        assert_eq!((pmap.superpages_entered, pmap.promotions), (u64::from(at_once), 0));
     }
+}
+
+/// Two loads into one block: the first one's release enters all of it, what the second one stores is seen.
+#[test]
+fn a_hold_of_a_few_pages_is_a_first_touch_of_their_block() {
+    let setup = Setup { at_once: true, store: None, ..setup(PmapFlags::SUPERPAGES) };
+    let rw = Protection::READ | Protection::WRITE;
+    let both = [
+        Step::Hold(span(500, 20), rw),
+        Step::Hold(span(3, 2), rw),
+        Step::HoldStore(1, 0),
+        Step::Release(1, true),
+        Step::HoldStore(0, 7),
+        Step::Release(0, true),
+    ];
+    let touches = [touch(3, Read), touch(400, Write), touch(507, Read), touch(1000, Read)];
+    let (pmap, _) = run(setup, &[&both[..], &touches[..]].concat());
+    assert_eq!((pmap.superpages_entered, pmap.promotions), (2, 0));
+    // Not where pages are to leave, and not where some of the block may not be written.
+    let limit = StoreLimits { slots: 64, resident_bytes: 1 << 20 };
+    let (pmap, _) = run(Setup { store: Some(limit), ..setup }, &both);
+    assert_eq!(pmap.superpages_entered, 0);
+    let protect = Step::Protect(span(0, 1), Protection::READ);
+    let (pmap, _) = run(setup, &[&[protect], &both[..]].concat());
+    assert_eq!(pmap.superpages_entered, 1);
 }
