@@ -34,7 +34,7 @@ use pmap_actor::space_actor::{self, SpaceConfig};
 use shootdown::{Domain, SeatId};
 use tokio::sync::{mpsc, oneshot};
 use vcpu_actor::engine::kvm::KvmError;
-use vcpu_actor::{KickKind, VcpuConfig, VcpuHandle, pause_all};
+use vcpu_actor::{KickKind, Turns, VcpuConfig, VcpuHandle, pause_all};
 
 use crate::engines::{self, EngineKind, Hardware};
 use crate::host::meminfo;
@@ -269,6 +269,7 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
             wake: space.waker(),
             pulse: pulse.clone(),
             kick: KickKind::default(),
+            turns: Turns::of(usize::from(spec.vcpus)),
         };
         let (vcpu, thread) = hardware.start_vcpu(id, config)?;
         watch.add(ActorName::Vcpu(id), pulse);

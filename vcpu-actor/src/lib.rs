@@ -32,7 +32,7 @@
 //!
 //! `state.rs` (what a vcpu does next, as a table) → `thread.rs` (does it) → `knock/` (how it is brought
 //! out) → `serve.rs` (who answers an exit) → [`engine`] (what runs the guest) → `handle.rs` and
-//! `together.rs` (what everybody else holds).
+//! `together.rs` (what everybody else holds) → `turns.rs` (vcpus that share a processor).
 
 pub mod engine;
 mod handle;
@@ -41,8 +41,10 @@ mod serve;
 mod state;
 mod thread;
 mod together;
+mod turns;
 
 pub use handle::{OrderError, VcpuHandle};
 pub use knock::{ExitFlag, KickKind, Knocker, SignalError};
 pub use thread::{ServeFault, VcpuConfig, Wake, start};
 pub use together::{Overdue, Pausing, pause_all, run_all};
+pub use turns::Turns;

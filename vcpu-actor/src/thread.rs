@@ -23,6 +23,7 @@ use crate::engine::{Engine, Exit, Trip};
 use crate::knock::Listener;
 use crate::serve::{Neighbours, Served};
 use crate::state::{Act, Event, Next, State};
+use crate::turns::Turns;
 use crate::{KickKind, VcpuHandle};
 
 /// Wakes whoever waits for vcpus to come out of the guest. Must not block.
@@ -61,6 +62,8 @@ pub struct VcpuConfig<E> {
     pub pulse: Pulse,
     /// How knocks reach it.
     pub kick: KickKind,
+    /// How it comes to a processor.
+    pub turns: Turns,
 }
 
 impl VcpuConfig<()> {
@@ -80,6 +83,7 @@ impl VcpuConfig<()> {
             wake: self.wake,
             pulse: self.pulse,
             kick: self.kick,
+            turns: self.turns,
         }
     }
 }
@@ -118,6 +122,9 @@ fn live<E: Engine>(
         tally: VcpuTally::default(),
         slot,
     };
+    if let Err(error) = config.turns.take_here() {
+        debug!(%error, "vcpus interrupt each other");
+    }
     let settled = Listener::here(&config.engine.knocker(), config.kick).and_then(|listener| {
         config.engine.settle_on_this_thread(config.kick)?;
         Ok(listener)

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use shootdown::{Domain, Generation, InGuest, SeatId, Whom};
 use vcpu_actor::engine::{Direction, Engine, Exit, Looks, PortAccess, Trip};
 use vcpu_actor::{
-    ExitFlag, KickKind, Knocker, OrderError, VcpuConfig, VcpuHandle, pause_all, start,
+    ExitFlag, KickKind, Knocker, OrderError, Turns, VcpuConfig, VcpuHandle, pause_all, start,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -198,6 +198,7 @@ fn play_with(
         }),
         pulse: Pulse::default(),
         kick: KickKind::default(),
+        turns: Turns::Any,
     })
     .unwrap();
     Stage { vcpu, thread, tidings, entered, domain, wakes, flushes, excuses }

@@ -105,6 +105,9 @@ impl Pmap {
         let mut ledger = self.ledger(harvest);
         let made = self.compose(0, wanted, PageSize::Size4KiB);
         for page in range.iter_pages() {
+            if page == range.start() || page.0.is_multiple_of(BLOCK) {
+                self.demote_if_superpage(page, Demotion::Enter, &mut ledger);
+            }
             let frame = frame + (page.0 - range.start().0);
             debug_assert_eq!(frame & !FRAME_MASK, 0, "a frame is page-aligned, of at most 52 bits");
             self.enter_page(page, frame, made, &mut ledger);
@@ -112,7 +115,7 @@ impl Pmap {
         self.settle(ledger)
     }
 
-    /// Puts `made`, a leaf without a frame, at `page`.
+    /// Puts `made`, a leaf without a frame, at `page`, which is in no superpage.
     fn enter_page<H: Harvest>(
         &mut self,
         page: Gpa,
@@ -120,7 +123,6 @@ impl Pmap {
         made: u64,
         ledger: &mut Ledger<'_, H>,
     ) {
-        self.demote_if_superpage(page, Demotion::Enter, ledger);
         let masks = self.masks;
         let kept = masks.accessed | if made & masks.writable != 0 { masks.modified } else { 0 };
         let (entry, after) = self.tables.enter_with(page, |before| {

@@ -3,7 +3,7 @@
 use std::io;
 
 use actors::contract::space::SpaceError;
-use actors::{Access, Gpa, GpaRange, PAGE_SIZE, Protection};
+use actors::{Access, GpaRange, Protection};
 
 use super::fault::{Source, Toucher};
 use super::{Told, VmSpace, host};
@@ -156,17 +156,25 @@ impl<M: Mirror> VmSpace<M> {
         let stores = access.contains(Protection::WRITE);
         let touched = Some(if stores { Access::Write } else { Access::Read });
         let protection = (access | Protection::READ) - Protection::EXECUTE;
-        let wanted =
-            Wanted { protection, attribute: Attribute::MEMORY, touched, dirty: false, wired: true };
-        for page in range.iter_pages() {
-            let frame = self.page_number(page) * PAGE_SIZE;
-            let mut wanted = wanted;
-            // An earlier hold's right to store lasts.
-            if let Some(leaf) = self.monitor.leaf(Gpa(frame)) {
-                wanted.protection |= self.monitor.masks().protection(leaf.entry);
-            }
+        let frames = self.frames(range);
+        // Mostly nobody held any of it before: no need to walk for each page.
+        let is_unmapped = self.monitor.tables().mapped_pages_in(frames) == 0;
+        let masks = self.monitor.masks();
+        // An earlier hold's right to store lasts.
+        let earlier = |frame| {
+            let leaf = if is_unmapped { None } else { self.monitor.leaf(frame) };
+            leaf.map_or(Protection::empty(), |leaf| masks.protection(leaf.entry))
+        };
+        for (run, earlier) in runs(frames, earlier) {
+            let wanted = Wanted {
+                protection: protection | earlier,
+                attribute: Attribute::MEMORY,
+                touched,
+                dirty: false,
+                wired: true,
+            };
             let mut told = Told { content: &mut self.content, memory: None };
-            let effects = self.monitor.enter(Gpa(frame), frame, wanted, &mut told);
+            let effects = self.monitor.enter_range(run, run.start().0, wanted, &mut told);
             self.follow_monitor(effects);
         }
     }

@@ -25,7 +25,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use shootdown::{Domain, SeatId};
 use vcpu_actor::engine::kvm::{Halts, KvmSystem, KvmVm};
-use vcpu_actor::{KickKind, OrderError, VcpuConfig, VcpuHandle, start};
+use vcpu_actor::{KickKind, OrderError, Turns, VcpuConfig, VcpuHandle, start};
 
 /// Nobody waits longer than this for anything: far beyond what a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -221,6 +221,7 @@ pub fn bare_with(kvm: &KvmSystem, vcpus: u16, len: usize, kick: KickKind, halts:
             }),
             pulse: pulse.clone(),
             kick,
+            turns: Turns::of(usize::from(vcpus)),
         })
         .unwrap();
         machine.vcpus.push(handle);
