@@ -1,22 +1,15 @@
-//! Durations, kept as a histogram.
+//! Durations, kept as a histogram, and their sum.
 
 use std::time::Duration;
 
 use actors::contract::space::Quantiles;
-use hdrhistogram::Histogram;
+use shootdown::Durations;
 
-/// 1 ns to 60 s, three digits. Recording never allocates.
-#[derive(Debug)]
+/// As the protocol keeps its own.
+#[derive(Debug, Default)]
 pub struct Latency {
-    histogram: Histogram<u64>,
+    durations: Durations,
     total_ns: u64,
-}
-
-impl Default for Latency {
-    fn default() -> Self {
-        let histogram = Histogram::new_with_bounds(1, 60_000_000_000, 3);
-        Self { histogram: histogram.expect("the bounds are fixed and valid"), total_ns: 0 }
-    }
 }
 
 /// A duration in whole nanoseconds, of which 64 bits hold 584 years.
@@ -27,9 +20,8 @@ pub(crate) fn nanoseconds(duration: Duration) -> u64 {
 impl Latency {
     /// Adds one.
     pub fn record(&mut self, duration: Duration) {
-        let value = nanoseconds(duration);
-        self.total_ns += value;
-        self.histogram.saturating_record(value.max(1));
+        self.total_ns += nanoseconds(duration);
+        self.durations.record(duration);
     }
 
     /// All of them together.
@@ -41,13 +33,13 @@ impl Latency {
     /// Their mean; nothing when there are none.
     #[must_use]
     pub fn mean(&self) -> Duration {
-        Duration::from_nanos(self.total_ns.checked_div(self.histogram.len()).unwrap_or(0))
+        Duration::from_nanos(self.total_ns.checked_div(self.durations.count()).unwrap_or(0))
     }
 
     /// The histogram in a few numbers; all zero when it is empty.
     #[must_use]
     pub fn quantiles(&self) -> Quantiles {
-        quantiles(shootdown::Quantiles::of(&self.histogram))
+        quantiles(self.durations.quantiles())
     }
 }
 

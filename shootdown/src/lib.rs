@@ -38,7 +38,7 @@ pub mod tally;
 
 pub use domain::{Domain, Generation, InGuest, Left, SeatCount, SeatId, Ticket, Whom};
 pub use overdue::Overdue;
-pub use tally::{Quantiles, Tally};
+pub use tally::{Durations, Quantiles, Tally};
 
 /// The README's example, so that it stays true.
 #[cfg(doctest)]

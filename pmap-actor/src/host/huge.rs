@@ -4,7 +4,7 @@
 //! `MADV_COLLAPSE` (Linux 6.1), which works whatever `shmem_enabled` says. *Reserved* ones are taken
 //! from the pool an operator filled ([`HugePages::Reserved`]).
 
-#![expect(unsafe_code, reason = "asks prctl, and makes a memfd")]
+#![expect(unsafe_code, reason = "asks prctl and madvise, and makes a memfd")]
 
 use std::ffi::CStr;
 use std::fmt;
@@ -12,12 +12,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::FromRawFd;
 use std::path::Path;
+use std::ptr;
 
 use actors::{Gpa, PageSize};
 use serde::Serialize;
 
 use super::object;
-use super::window::{Window, allocate};
+use super::window::{MADV_COLLAPSE, Window, allocate};
 
 /// Bytes of a huge page: one leaf above the last level.
 pub const HUGE: u64 = PageSize::Size2MiB.bytes();
@@ -61,6 +62,9 @@ pub enum NoHugePages {
     /// Turned off for us.
     #[error("transparent huge pages are turned off for this process (PR_SET_THP_DISABLE)")]
     Disabled,
+    /// Turned off for shared memory.
+    #[error("huge pages of shared memory are turned off ({TRANSPARENT}/shmem_enabled is \"deny\")")]
+    Denied,
     /// Too old.
     #[error(
         "this kernel cannot make huge pages of shared memory: MADV_COLLAPSE, which Linux 6.1 has, \
@@ -79,17 +83,7 @@ impl HugeSupport {
     ///
     /// [`NoHugePages`]: one sentence that says why.
     pub fn probe() -> Result<Self, NoHugePages> {
-        let size = fs::read_to_string(format!("{TRANSPARENT}/hpage_pmd_size"));
-        let size = size.map_err(|_| NoHugePages::Absent)?;
-        match size.trim().parse() {
-            Ok(HUGE) => {}
-            Ok(bytes) => return Err(NoHugePages::OtherSize { bytes }),
-            Err(_) => return Err(NoHugePages::Absent),
-        }
-        // SAFETY: no pointers are involved.
-        if unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) } == 1 {
-            return Err(NoHugePages::Disabled);
-        }
+        Self::ask()?;
         let (file, at_once) = object::create().map_err(NoHugePages::Other)?;
         match try_it_out(&file, at_once).map_err(NoHugePages::Other)? {
             // No room now says nothing about what the kernel can do.
@@ -103,14 +97,37 @@ impl HugeSupport {
         Ok(Self { at_once })
     }
 
+    /// What the kernel says, without a trial: for those who find out with the first block that they need. (A block that is refused then
+    /// stays in small pages, and the refusal is counted.)
+    pub(crate) fn ask() -> Result<(), NoHugePages> {
+        let size = fs::read_to_string(format!("{TRANSPARENT}/hpage_pmd_size"));
+        let size = size.map_err(|_| NoHugePages::Absent)?;
+        match size.trim().parse() {
+            Ok(HUGE) => {}
+            Ok(bytes) => return Err(NoHugePages::OtherSize { bytes }),
+            Err(_) => return Err(NoHugePages::Absent),
+        }
+        // SAFETY: no pointers are involved.
+        if unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) } == 1 {
+            return Err(NoHugePages::Disabled);
+        }
+        if chosen(&read(&format!("{TRANSPARENT}/shmem_enabled"))) == "deny" {
+            return Err(NoHugePages::Denied);
+        }
+        // Advice is checked before the range is, and an empty range is none.
+        // SAFETY: nothing is advised about.
+        if unsafe { libc::madvise(ptr::null_mut(), 0, MADV_COLLAPSE) } != 0 {
+            return Err(NoHugePages::NoCollapse);
+        }
+        Ok(())
+    }
+
     /// Whether `shmem_enabled` lets memfds have huge pages where they are advised.
     pub(super) fn is_advice_taken_by_memfds() -> bool {
         // Linux 6.8 can override the old setting by size; "inherit" means the old one.
-        let by_size = fs::read_to_string(format!("{TRANSPARENT}/hugepages-2048kB/shmem_enabled"));
-        let by_size = by_size.as_deref().map_or("inherit", chosen);
-        let general = fs::read_to_string(format!("{TRANSPARENT}/shmem_enabled"));
-        let general = general.as_deref().map_or("never", chosen);
-        allows_advice(by_size, general)
+        let by_size = read(&format!("{TRANSPARENT}/hugepages-2048kB/shmem_enabled"));
+        let general = read(&format!("{TRANSPARENT}/shmem_enabled"));
+        allows_advice(chosen(&by_size), chosen(&general))
     }
 }
 
@@ -135,6 +152,11 @@ pub(super) fn memfd(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
     }
     // SAFETY: `fd` was just created and nobody else owns it.
     Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// A file of sysfs; nothing where there is none.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 /// The word in brackets: how sysfs marks a choice.
@@ -244,6 +266,11 @@ pub fn taken_reserved() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_trial_shows_the_kernel_says_without_one() {
+        assert_eq!(HugeSupport::ask().is_ok(), HugeSupport::probe().is_ok());
+    }
 
     #[test]
     fn a_choice_is_the_word_in_brackets() {

@@ -51,7 +51,7 @@ pub struct KvmMirror {
     /// For tests that a guest notices: `unmap` and `free` do nothing.
     skip_unmap: bool,
     /// What this host can do: asked when it is first needed.
-    support: Option<Result<HugeSupport, NoHugePages>>,
+    offered: Option<Result<(), NoHugePages>>,
     pagemap: Option<Pagemap>,
     /// By the address of their first byte.
     huge: BTreeMap<Gpa, Block>,
@@ -78,7 +78,7 @@ impl KvmMirror {
             memory,
             userfault,
             skip_unmap,
-            support: None,
+            offered: None,
             pagemap: None,
             huge: BTreeMap::new(),
         })
@@ -102,9 +102,9 @@ impl KvmMirror {
         Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 
-    fn support(&mut self) -> Option<HugeSupport> {
-        let support = self.support.get_or_insert_with(HugeSupport::probe);
-        support.as_ref().ok().copied()
+    /// Whether the host has huge pages for guest memory.
+    fn are_offered(&mut self) -> bool {
+        self.offered.get_or_insert_with(HugeSupport::ask).is_ok()
     }
 
     /// How the host maps `block`, page by page.
@@ -123,7 +123,7 @@ impl KvmMirror {
         if !self.memory.is_block(block) {
             return Ok(Some(NotHuge::Misplaced));
         }
-        if self.support().is_none() {
+        if !self.are_offered() {
             return Ok(Some(NotHuge::Unsupported));
         }
         let pages = self.look(block)?;
@@ -396,7 +396,7 @@ impl Mirror for KvmMirror {
         if !fits {
             return Ok(MappedHuge::Refused(NotHuge::Misplaced));
         }
-        if self.support().is_none() {
+        if !self.are_offered() {
             return Ok(MappedHuge::Refused(NotHuge::Unsupported));
         }
         if contents == Contents::Fresh
