@@ -30,6 +30,8 @@ fn with_an_open_fault(
     spec.engine = engine;
     spec.shootdown = ShootdownMode::Broadcast;
     spec.fault_around_pages = 1;
+    // Else the rest of its block comes with a guest's code, and the guest has nothing to fault on.
+    spec.superpages = false;
     spec.timeout = Some(Duration::from_secs(120));
     let mut machine = Machine::build(spec).expect("a machine");
     if first == 0 {
