@@ -32,7 +32,9 @@ fn each_pause_and_the_end_are_one_comparison_of_all_pages() {
             let ended = machine.finish(outcome);
             assert_eq!(ended.outcome.exit_status(), ExitStatus::Success, "{}", ended.outcome);
             let mapped = ended.report.host_mapping.and_then(|mapping| mapping.view).unwrap();
-            assert!((1..=MEMORY).contains(&mapped.mapped_bytes()), "{mapped:?}");
+            // On KVM what was loaded is mapped before the guest runs; the software engine maps what it touches, if it came to that.
+            let least = u64::from(engine == EngineChoice::Kvm);
+            assert!((least..=MEMORY).contains(&mapped.mapped_bytes()), "{engine:?}: {mapped:?}");
             assert_eq!(ended.report.verified.is_some(), verify);
             if let Some(verified) = ended.report.verified {
                 assert!(verified.found.agrees(), "{verified}");

@@ -36,8 +36,8 @@ Usage: cargo xtask compare-boot [OPTIONS]
   --only WORD  only plain, memfd, start or memory (may be given again)
   --console C  only full (the kernel's whole log) or only quiet
   --recycled   give each boot the memory that the one before it left, as it is
-  --smp N      the lab's processors (default 1: with two the emulator's threads race, and
-               guests of both monitors die of it now and then)
+  --smp N      the lab's processors (default 1: with two the emulator loses guests of both
+               monitors now and then)
 
   plain    stock QEMU against skep as it is, host huge pages as Debian sets them
   memfd    QEMU with memory-backend-memfd,share=on, huge pages off for both, and

@@ -42,8 +42,8 @@ Usage: cargo xtask lab [OPTIONS] -- COMMAND [ARGUMENT]...
   --get INSIDE:HOST    bring this file back when the command has ended
   --script FILE        run this shell script instead of a command
   --timeout SECONDS    give up after that long, boot included (default 600)
-  --smp N              emulated processors (default 1: more are emulated by threads
-                       that race, and guests die of it now and then)
+  --smp N              emulated processors (default 1: with more the emulator loses a
+                       guest now and then, whoever runs it; see bench/README.md)
   --memory MIB         memory of the lab (default 3072)
   --stdin              connect your stdin to the command; Ctrl-] leaves
   --with-qemu          put QEMU with its microvm machine inside as well
