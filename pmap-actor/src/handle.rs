@@ -498,5 +498,10 @@ impl MemoryPort for SpaceHandle {
         let request = SpaceRequest::Release { ranges: ranges.to_vec(), install };
         drop(self.requests.send_timeout(request, DEADLINE));
         self.bell.ring();
+        if install {
+            // Requests are served in order, so an empty hold is answered when all of it is installed. Else the guest's first touch
+            // may come before: its page is then entered alone, and the block around it never as a whole.
+            drop(self.hold(&[], Protection::empty()));
+        }
     }
 }

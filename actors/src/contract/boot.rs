@@ -100,6 +100,6 @@ pub trait MemoryPort: Send + Sync {
     fn hold(&self, ranges: &[GpaRange], access: Protection) -> Result<(), SpaceError>;
 
     /// Gives `ranges` back as they were held. With `install`, what is resident enters
-    /// the guest's tables in bulk, so that its first touch does not fault.
+    /// the guest's tables in bulk, and is there when this returns, so that its first touch does not fault.
     fn release(&self, ranges: &[GpaRange], install: bool);
 }
