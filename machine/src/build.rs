@@ -252,6 +252,7 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
     let plugged = plug_in(&spec, &hardware, &tell)?;
     watch.add(ActorName::Console, plugged.console.pulse());
 
+    let turns = Turns::of(usize::from(spec.vcpus));
     let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
     for id in (0..spec.vcpus).map(VcpuId) {
         let pulse = Pulse::default();
@@ -269,7 +270,7 @@ pub(crate) fn build(spec: MachineSpec) -> Result<Machine, BuildError> {
             wake: space.waker(),
             pulse: pulse.clone(),
             kick: KickKind::default(),
-            turns: Turns::of(usize::from(spec.vcpus)),
+            turns,
         };
         let (vcpu, thread) = hardware.start_vcpu(id, config)?;
         watch.add(ActorName::Vcpu(id), pulse);

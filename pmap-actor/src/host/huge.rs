@@ -1,7 +1,7 @@
 //! Huge pages: what this host can do, and why it cannot.
 //!
 //! *Transparent* ones are made where and when the pmap promotes a block of 2 MiB, with
-//! `MADV_COLLAPSE` (Linux 6.1), which works whatever `shmem_enabled` says. *Reserved* ones are taken
+//! `MADV_COLLAPSE` (Linux 6.1), which works whatever `shmem_enabled` says, save `deny`. *Reserved* ones are taken
 //! from the pool an operator filled ([`HugePages::Reserved`]).
 
 #![expect(unsafe_code, reason = "asks prctl and madvise, and makes a memfd")]
