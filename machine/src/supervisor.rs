@@ -27,8 +27,9 @@ use crate::outcome::Outcome;
 use crate::phase::{Event, OutOfPlace, Phase};
 use crate::watch::Watch;
 
-/// How often pulses are looked at.
-pub(crate) const TICK: Duration = Duration::from_millis(250);
+/// How often pulses are looked at: a fifth of the time an actor may be busy with one thing. Each look wakes a thread, on a
+/// processor that a vcpu may be using.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
 
 /// What the machine actor is made of.
 pub(crate) struct MachineActor {

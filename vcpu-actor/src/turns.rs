@@ -29,6 +29,9 @@ impl Turns {
     /// What `vcpus` vcpus do on this host.
     #[must_use]
     pub fn of(vcpus: usize) -> Self {
+        if vcpus == 1 {
+            return Self::Any;
+        }
         // The processors we may use, which are fewer than there are under `taskset` or in a cgroup.
         let processors = std::thread::available_parallelism();
         if processors.is_ok_and(|processors| vcpus > processors.get()) {
