@@ -35,6 +35,7 @@ Usage: cargo xtask compare-boot [OPTIONS]
   --rounds N   boots of each kind (default 5; at least 1)
   --only WORD  only plain, memfd, start or memory (may be given again)
   --console C  only full (the kernel's whole log) or only quiet
+  --vcpus N    only guests of N vcpus (1 or 2)
   --recycled   give each boot the memory that the one before it left, as it is
   --smp N      the lab's processors (default 1: with two the emulator loses guests of both
                monitors now and then)
@@ -68,6 +69,8 @@ struct Plan {
     only: Vec<String>,
     /// One of [`CONSOLES`], or both.
     console: Option<String>,
+    /// One of [`VCPUS`], or both.
+    vcpus: Option<u32>,
     /// Memory comes as the boot before left it.
     recycled: bool,
     /// The lab's processors.
@@ -80,6 +83,9 @@ const PARTS: [&str; 4] = ["plain", "memfd", "start", "memory"];
 /// What a kernel may say of itself.
 const CONSOLES: [&str; 2] = ["full", "quiet"];
 
+/// How many vcpus a guest has.
+const VCPUS: [u32; 2] = [1, 2];
+
 impl Plan {
     fn has(&self, part: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|name| name == part)
@@ -87,6 +93,11 @@ impl Plan {
 
     fn has_console(&self, console: &str) -> bool {
         self.console.as_ref().is_none_or(|only| only == console)
+    }
+
+    /// How many vcpus the guests have, one kind after the other.
+    fn vcpus(&self) -> impl Iterator<Item = u32> {
+        VCPUS.into_iter().filter(|vcpus| self.vcpus.is_none_or(|only| only == *vcpus))
     }
 }
 
@@ -114,7 +125,8 @@ pub(crate) fn inside(arguments: &[OsString]) -> Outcome<u8> {
 }
 
 fn parse(arguments: &[OsString]) -> Outcome<Plan> {
-    let mut plan = Plan { rounds: 5, only: Vec::new(), console: None, recycled: false, smp: 1 };
+    let mut plan =
+        Plan { rounds: 5, only: Vec::new(), console: None, vcpus: None, recycled: false, smp: 1 };
     let mut arguments = Arguments::new("compare-boot", arguments);
     while let Some(option) = arguments.option()? {
         match option.as_str() {
@@ -122,6 +134,7 @@ fn parse(arguments: &[OsString]) -> Outcome<Plan> {
             "--smp" => plan.smp = arguments.number(&option)?,
             "--only" => plan.only.push(arguments.value(&option)?),
             "--console" => plan.console = Some(arguments.value(&option)?),
+            "--vcpus" => plan.vcpus = Some(arguments.number(&option)?),
             "--recycled" => plan.recycled = true,
             _ => return Err(arguments.unknown(&option)),
         }
@@ -137,6 +150,11 @@ fn parse(arguments: &[OsString]) -> Outcome<Plan> {
         return Err(Failure::usage(format!(
             "compare-boot has no console {console:?}: it has {}",
             CONSOLES.join(", ")
+        )));
+    }
+    if let Some(vcpus) = plan.vcpus.filter(|vcpus| !VCPUS.contains(vcpus)) {
+        return Err(Failure::usage(format!(
+            "compare-boot has no guests of {vcpus} vcpus: it has {VCPUS:?}"
         )));
     }
     if plan.smp == 0 {
@@ -166,6 +184,8 @@ mod tests {
         assert!(plan.has_console("full") && plan.has_console("quiet"));
         let plan = parsed(&["--console", "quiet"]).unwrap();
         assert!(plan.has_console("quiet") && !plan.has_console("full"));
+        assert_eq!(plan.vcpus().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(parsed(&["--vcpus", "1"]).unwrap().vcpus().collect::<Vec<_>>(), [1]);
     }
 
     #[test]
@@ -173,5 +193,6 @@ mod tests {
         assert_eq!(parsed(&["--rounds", "0"]).unwrap_err().status, 2);
         assert_eq!(parsed(&["--only", "boot"]).unwrap_err().status, 2);
         assert_eq!(parsed(&["--console", "loud"]).unwrap_err().status, 2);
+        assert_eq!(parsed(&["--vcpus", "3"]).unwrap_err().status, 2);
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn run(plan: &Plan) -> Outcome {
         starts(plan)?;
     }
     if plan.has("memory") {
-        memory(&vmlinux)?;
+        memory(plan, &vmlinux)?;
     }
     if plan.has("plain") {
         boots(plan, &vmlinux, Backing::Plain)?;
@@ -80,7 +80,7 @@ fn boots(plan: &Plan, kernel: &str, backing: Backing) -> Outcome {
     for console in CONSOLES.into_iter().filter(|console| plan.has_console(console)) {
         let cmdline =
             if console == "quiet" { format!("{CMDLINE} quiet") } else { CMDLINE.to_owned() };
-        for cpus in [1, 2] {
+        for cpus in plan.vcpus() {
             let guest =
                 Guest { kernel, initrd: Some(GUEST_INITRD), cmdline: &cmdline, cpus, backing };
             let (qemu, skep) = alternate(plan, &guest)?;
@@ -119,7 +119,7 @@ fn starts(plan: &Plan) -> Outcome {
     ))?;
     print("| vcpus | monitor | HELLO | ratio | by round | end | ratio |")?;
     print("|---|---|---|---|---|---|---|")?;
-    for cpus in [1, 2] {
+    for cpus in plan.vcpus() {
         let (qemu, skep) = alternate(plan, &tiny_guest(cpus))?;
         print(format!(
             "| {cpus} | {} | {} | 1 | 1 | {} | 1 |",
@@ -215,12 +215,12 @@ fn start(monitor: Monitor, guest: &Guest<'_>) -> Outcome<Watched> {
     }
 }
 
-fn memory(kernel: &str) -> Outcome {
+fn memory(plan: &Plan, kernel: &str) -> Outcome {
     print("\n## What a monitor occupies, two heartbeats in (kB)\n")?;
     print("| vcpus | monitor | guest memory | anonymous | of files | beside the guest | ratio |")?;
     print("|---|---|---|---|---|---|---|")?;
     let cmdline = format!("{CMDLINE} quiet skep.test=stay skep.beats=3");
-    for cpus in [1, 2] {
+    for cpus in plan.vcpus() {
         let guest = Guest {
             kernel,
             initrd: Some(GUEST_INITRD),
