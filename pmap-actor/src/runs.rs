@@ -40,6 +40,32 @@ pub(crate) fn runs<C: PartialEq>(range: GpaRange, class: impl Fn(Gpa) -> C) -> V
     found
 }
 
+/// `runs`, each joined with the one behind it where at most `bridge` pages lie between the two and `may_join` says that
+/// these may come along.
+pub(crate) fn joined(
+    runs: &[GpaRange],
+    bridge: u64,
+    may_join: impl Fn(GpaRange) -> bool,
+) -> Vec<GpaRange> {
+    let mut found: Vec<GpaRange> = Vec::new();
+    for &run in runs {
+        let Some(last) = found.last_mut() else {
+            found.push(run);
+            continue;
+        };
+        let gap = run.start().0.checked_sub(last.end().0);
+        let gap = gap.and_then(|bytes| GpaRange::new(last.end(), bytes).ok());
+        match gap {
+            Some(gap) if gap.pages() <= bridge && may_join(gap) => {
+                let len = run.end().0 - last.start().0;
+                *last = GpaRange::new(last.start(), len).expect("two ranges of whole pages");
+            }
+            _ => found.push(run),
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +81,17 @@ mod tests {
         assert_eq!(run_around(Gpa(0x11_000), range(17, 3), 16, |_| true), range(17, 3));
         assert_eq!(run_around(Gpa(0x14_000), all, 16, |page| page.0 != 0x12_000), range(0x13, 13));
         assert_eq!(run_around(Gpa(0x14_000), all, 1, |_| true), range(0x14, 1));
+    }
+
+    #[test]
+    fn runs_are_joined_across_short_gaps_that_may_come_along_and_never_backwards() {
+        let runs = [range(0, 2), range(5, 1), range(10, 1), range(12, 3), range(1, 1)];
+        let join = |bridge, may: fn(GpaRange) -> bool| joined(&runs, bridge, may);
+        assert_eq!(join(3, |_| true), [range(0, 6), range(10, 5), range(1, 1)]);
+        assert_eq!(join(2, |_| true), [range(0, 2), range(5, 1), range(10, 5), range(1, 1)]);
+        assert_eq!(join(100, |gap| gap != range(2, 3)), [range(0, 2), range(5, 10), range(1, 1)]);
+        assert_eq!(join(100, |_| false), runs);
+        assert_eq!(joined(&[], 100, |_| true), []);
     }
 
     #[test]

@@ -50,7 +50,7 @@ use std::sync::Arc;
 
 use actors::contract::page::{PmapTally, ReclaimTally};
 use actors::contract::space::SpaceError;
-use actors::{Gpa, GpaRange, PAGE_SIZE};
+use actors::{Gpa, GpaRange, PAGE_SIZE, Protection};
 
 use crate::content::{Content, OutTicket, StoreLimits};
 use crate::ept::masks::{PmapFlags, PmapType};
@@ -60,10 +60,15 @@ use crate::iommu::IommuDomain;
 use crate::map::VmMap;
 use crate::mirror::Mirror;
 use crate::pmap::{Effects, Harvest, Pmap};
+use crate::runs::joined;
 
 pub use fault::{Outcome, Served, Unserved};
 pub use holds::Done;
 pub use superpages::Superpages;
+
+/// Most pages that nobody reaches between two runs that are taken out of the guest's reach together. To look at so many takes a microsecond
+/// or two; a host call, which interrupts the vcpus as well, takes ten.
+const BRIDGE: u64 = 128;
 
 /// How a vmspace behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,8 +310,9 @@ impl<M: Mirror> VmSpace<M> {
         for block in effects.demoted.iter().chain(&effects.destroyed) {
             self.cooling.leave_alone(*block);
         }
-        for run in effects.unreachable.as_slice() {
-            self.mirror.unmap(*run).map_err(|error| host("unmap guest memory", &error))?;
+        let is_out_of_reach = |gap| self.is_out_of_reach(gap);
+        for run in joined(effects.unreachable.as_slice(), BRIDGE, is_out_of_reach) {
+            self.mirror.unmap(run).map_err(|error| host("unmap guest memory", &error))?;
         }
         for run in effects.unwritable.as_slice() {
             self.mirror
@@ -318,6 +324,14 @@ impl<M: Mirror> VmSpace<M> {
             tables: effects.emptied,
             ..Removed::default()
         })
+    }
+
+    /// Whether nobody can read anything of `gap`, which is what [`Effects::unreachable`] means, and the mirror may be told so again: not of
+    /// locked memory, which the host does not let go, nor of what the map no longer has. (A device's memory is always in reach.)
+    fn is_out_of_reach(&self, gap: GpaRange) -> bool {
+        self.map.covers(gap)
+            && !self.map.overlapping(gap).any(|entry| entry.wired)
+            && !gap.iter_pages().any(|page| self.guest.rights(page).contains(Protection::READ))
     }
 
     /// The monitor's pmap has no other walkers: its tables are free at once.

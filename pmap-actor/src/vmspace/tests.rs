@@ -25,6 +25,8 @@ struct ScriptedMirror {
     memory: Arc<GuestMemory>,
     pages: BTreeMap<u64, bool>,
     refused: Vec<GpaRange>,
+    /// What it was told to take out of reach, call by call.
+    unmapped: Vec<GpaRange>,
     /// Where the host has no memory.
     broken: Option<Gpa>,
 }
@@ -60,6 +62,7 @@ impl Mirror for ScriptedMirror {
         Ok(())
     }
     fn unmap(&mut self, range: GpaRange) -> io::Result<()> {
+        self.unmapped.push(range);
         self.pages.retain(|page, _| !range.contains(Gpa(*page)));
         Ok(())
     }
@@ -145,14 +148,19 @@ fn fault<M: Mirror>(space: &mut VmSpace<M>, gpa: Gpa, access: Access) -> Result<
 }
 
 fn space(around: u64) -> VmSpace<ScriptedMirror> {
+    mirrored(PmapFlags::EMULATE_AD_BITS, around)
+}
+
+fn mirrored(flags: PmapFlags, around: u64) -> VmSpace<ScriptedMirror> {
     let memory = memory();
     let mirror = ScriptedMirror {
         memory: memory.clone(),
         pages: BTreeMap::new(),
         refused: Vec::new(),
+        unmapped: Vec::new(),
         broken: None,
     };
-    VmSpace::new(memory, settings(PmapFlags::EMULATE_AD_BITS, around), mirror)
+    VmSpace::new(memory, settings(flags, around), mirror)
 }
 
 fn full(around: u64) -> VmSpace<ScriptedMirror> {
@@ -295,6 +303,46 @@ fn a_fault_sets_the_emulated_bits_that_a_harvest_cleared() {
     assert_eq!(fault(&mut space, Gpa(0), Access::Write).unwrap(), Served::WriteUnprotected);
     assert!(view.translate(Gpa(0), Access::Write).is_ok());
     assert_eq!(fault(&mut space, Gpa(0), Access::Write).unwrap(), Served::AlreadyThere);
+}
+
+/// Touches these pages, ages all of memory, and says what the host was told.
+fn told_of_a_harvest(space: &mut VmSpace<ScriptedMirror>, touched: &[u64]) -> Vec<GpaRange> {
+    for page in touched {
+        fault(space, Gpa(page * PAGE_SIZE), Access::Write).unwrap();
+    }
+    space.mirror.unmapped.clear();
+    let (removed, found) = space.harvest_all(Touch::all()).unwrap();
+    assert!(found.accessed.count() >= touched.len() as u64);
+    space.give_back(removed).unwrap();
+    space.mirror.unmapped.clone()
+}
+
+#[test]
+fn few_pages_are_taken_out_of_reach_in_one_call_across_those_that_are_so_already() {
+    // An aged page has no entry, or one that hardware can only execute.
+    for flags in [PmapFlags::EMULATE_AD_BITS, PmapFlags::all()] {
+        let mut space = mirrored(flags, 1);
+        space.map(range(0, PAGES), RWX).unwrap();
+        let all: Vec<_> = (0..32).collect();
+        assert_eq!(told_of_a_harvest(&mut space, &all), [range(0, 32)]);
+        // Between them pages that were aged before, and from 32 on some that never existed.
+        assert_eq!(told_of_a_harvest(&mut space, &[1, 9, 17, 40, 60]), [range(1, 60)]);
+    }
+}
+
+#[test]
+fn what_is_in_reach_wired_or_not_mapped_does_not_come_along() {
+    let mut space = full(1);
+    // Locked, and nothing of it in the tables: the host would refuse to drop it.
+    let _ = space.protect(range(4, 1), Protection::empty()).unwrap();
+    assert_eq!(space.wire(range(4, 1), || {}).unwrap(), Done::Now);
+    let removed = space.unmap(range(20, 1)).unwrap();
+    space.give_back(removed).unwrap();
+    let told = told_of_a_harvest(&mut space, &[1, 2, 8, 17, 23, 25]);
+    assert_eq!(told, [range(1, 2), range(8, 10), range(23, 3)]);
+    fault(&mut space, Gpa(30 * PAGE_SIZE), Access::Read).unwrap();
+    assert!(space.is_out_of_reach(range(28, 2)) && space.is_out_of_reach(range(31, 33)));
+    assert!(!space.is_out_of_reach(range(28, 3)), "a page of it is in the guest's reach");
 }
 
 #[test]
